@@ -1,0 +1,203 @@
+"""params.yaml: one section per stage, checked as a whole before anything runs.
+
+`load_params` reports every problem of the file in one sentence. The fields of a section are the keyword
+arguments of its stage's function, so nothing is configured elsewhere.
+"""
+
+import shutil
+from pathlib import Path
+from typing import Annotated, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from deepmoji.errors import UsageError
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Rate = Annotated[float, Field(gt=0)]
+
+
+class Section(BaseModel):
+    """A part of params.yaml: unknown keys and wrong types are refused, whole numbers pass as floats."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class IngestParams(Section):
+    tweets: str
+    labels: str
+    rows: Count | None
+    drop_retweets: bool
+    drop_urls: bool
+    drop_mentions_only: bool
+    english_share: Share
+    min_words: Annotated[int, Field(ge=0)]
+    max_characters: Count
+    max_copies: Annotated[int, Field(ge=0)]
+    drop_near_duplicates: bool
+    eval_per_label: Count
+    max_reject_share: Share
+    workers: Count
+    seed: int
+
+
+class DatasetsParams(Section):
+    names: Annotated[list[str], Field(min_length=1)]
+
+
+class ValidateParams(Section):
+    min_per_label: Annotated[int, Field(ge=0)]
+    max_duplicate_share: Share
+    max_leaked_share: Share
+    max_dataset_leaked_share: Share
+    max_unknown_share: Share
+
+
+class TokenizeParams(Section):
+    vocabulary_size: Annotated[int, Field(ge=11)]
+    min_count: Count
+    max_length: Count
+    workers: Count
+
+
+class PretrainParams(Section):
+    embedding_size: Count
+    hidden_size: Count
+    embedding_dropout: Share
+    final_dropout: Share
+    attention: bool
+    learning_rate: Rate
+    batch_size: Count
+    epochs: Count
+    epoch_size: Count | None
+    patience: Count | None
+    balance: Share
+    precision: Literal["auto", "fp32", "bf16"]
+    checkpoint_seconds: Annotated[float, Field(ge=0)]
+    seed: int
+
+
+class PhaseParams(Section):
+    """One phase of an own schedule: which layers train, and how fast; what is left out comes from `finetune`."""
+
+    train: Annotated[list[str], Field(min_length=1)]
+    learning_rate: Rate | None = None
+    epochs: Count | None = None
+    patience: Count | None = None
+    epoch_size: Count | None = None
+
+
+class FinetuneParams(Section):
+    methods: Annotated[list[str], Field(min_length=1)]
+    schedules: dict[str, list[PhaseParams]]
+    seeds: Annotated[list[int], Field(min_length=1)]
+    learning_rate: Rate
+    finetune_rate: Rate
+    batch_size: Count
+    epochs: Count
+    epoch_size: Count | None
+    patience: Count | None
+    max_length: Count | None
+    new_words: Annotated[int, Field(ge=0)]
+    embedding_dropout: Share
+    final_dropout: Share
+    embedding_l2: Annotated[float, Field(ge=0)]
+    class_average: bool
+    balance: Share
+
+
+class BenchmarkParams(Section):
+    baselines: list[str]
+    bootstrap: Count
+    seed: int
+
+
+class Params(Section):
+    """The whole of params.yaml."""
+
+    preset: str
+    data: str
+    ingest: IngestParams
+    datasets: DatasetsParams
+    validate_: Annotated[ValidateParams, Field(alias="validate")]
+    tokenize: TokenizeParams
+    pretrain: PretrainParams
+    finetune: FinetuneParams
+    benchmark: BenchmarkParams
+
+    def section(self, stage: str) -> dict[str, object]:
+        """The keyword arguments of a stage, by its name in dvc.yaml."""
+        part = getattr(self, "validate_" if stage == "validate" else stage)
+        values: dict[str, object] = part.model_dump()
+        return values
+
+
+def load_params(path: Path) -> Params:
+    """Read and check a params file; every problem is named in one UsageError."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(
+            f"{path} is missing: run this inside the project, or name its folder with --project."
+        ) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} cannot be read as YAML ({' '.join(str(error).split())}): mend the file.") from None
+    try:
+        return Params.model_validate(content)
+    except ValidationError as error:
+        problems = "; ".join(_describe(issue) for issue in error.errors())
+        raise UsageError(f"{path} has {error.error_count()} problem(s), mend them all: {problems}.") from None
+
+
+def _describe(issue: ErrorDetails) -> str:
+    place = ".".join(str(part) for part in issue["loc"]) or "the file"
+    came = "" if issue["type"] == "missing" else f", got {issue['input']!r:.60}"
+    return f"{place}: {issue['msg'].lower()}{came}"
+
+
+def preset_names(project: Path) -> list[str]:
+    return sorted(path.stem for path in (project / "presets").glob("*.yaml"))
+
+
+def use_preset(project: Path, name: str, data: Path | None) -> Params:
+    """Make a preset the project's params.yaml, optionally with another data folder.
+
+    Results of the preset before leave `artifacts/`; DVC's cache keeps them, and the next `dvc repro` under
+    that preset brings them back without computing.
+    """
+    source = project / "presets" / f"{name}.yaml"
+    if not source.is_file():
+        raise UsageError(f"There is no preset {name!r}: choose one of {', '.join(preset_names(project))}.")
+    load_params(source)
+    text = source.read_text(encoding="utf-8")
+    if data is not None:
+        if not data.is_dir():
+            raise UsageError(f"The data folder {data} is not there: name an existing folder with --data.")
+        lines = text.splitlines(keepends=True)
+        text = "".join(f"data: {yaml_string(str(data))}\n" if line.startswith("data:") else line for line in lines)
+    target = project / "params.yaml"
+    if target.is_file() and target.read_text(encoding="utf-8") == text:
+        return load_params(target)
+    beside = target.with_suffix(".tmp")
+    beside.write_text(text, encoding="utf-8")
+    beside.replace(target)
+    shutil.rmtree(project / "artifacts", ignore_errors=True)
+    return load_params(target)
+
+
+def yaml_string(text: str) -> str:
+    """Quote a string so that YAML reads it back unchanged, whatever characters a path holds."""
+    return yaml.safe_dump(text, default_style='"', width=10**6).strip()
+
+
+def find_project(start: Path) -> Path:
+    """The nearest folder at or above `start` that holds params.yaml and dvc.yaml."""
+    for folder in (start, *start.parents):
+        if (folder / "params.yaml").is_file() and (folder / "dvc.yaml").is_file():
+            return folder
+    raise UsageError(
+        f"{start} is not inside a DeepMoji project (no params.yaml and dvc.yaml there or above): "
+        "change into one, or name it with --project."
+    )

@@ -1,0 +1,218 @@
+"""What `dvc repro` runs: each stage of dvc.yaml, with its parameters, its MLflow run and its numbers on disk.
+
+A stage function lives in the module of its trade and knows nothing of params.yaml or MLflow; here they meet.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from deepmoji import tracking
+from deepmoji.config import Params, load_params
+from deepmoji.errors import UsageError
+
+Numbers = dict[str, Any]
+
+
+class Project:
+    """A project folder: where params.yaml is, what came from outside, and where results go."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root.resolve()
+        self.params: Params = load_params(self.root / "params.yaml")
+        self.data = self.root / self.params.data
+        self.artifacts = self.root / "artifacts"
+        self.state = self.root / ".state"
+
+    def write_numbers(self, stage: str, numbers: Mapping[str, Any]) -> None:
+        """Write a stage's numbers where `dvc metrics` reads them; plots and tables stay in the stage's own output."""
+        target = self.artifacts / "metrics" / f"{stage}.json"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = target.with_suffix(".tmp")
+        beside.write_text(json.dumps(only_numbers(numbers), indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        beside.replace(target)
+
+
+def only_numbers(value: Mapping[str, Any]) -> dict[str, Any]:
+    """The nested mapping without lists and texts, which belong to a stage's own output."""
+    kept: dict[str, Any] = {}
+    for key, item in value.items():
+        if isinstance(item, Mapping):
+            inner = only_numbers(item)
+            if inner:
+                kept[str(key)] = inner
+        elif isinstance(item, int | float) and not isinstance(item, bool):
+            kept[str(key)] = item
+    return kept
+
+
+def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """`{"a": {"b": 1}}` to `{"a.b": 1.0}`, numbers only: MLflow knows no nesting."""
+    flat: dict[str, float] = {}
+    for key, item in only_numbers(value).items():
+        if isinstance(item, dict):
+            flat |= flatten(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = float(item)
+    return flat
+
+
+def digest(path: Path) -> str:
+    """SHA-256 over the names and bytes of a file or of everything below a folder, first 16 hex digits."""
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            total.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+@contextmanager
+def stage_run(project: Project, stage: str, name: str | None = None, **tags: str) -> Iterator[tracking.Run]:
+    """An MLflow run for one execution of a stage, with the stage's section of params.yaml as its parameters."""
+    with tracking.start_run(
+        project.root,
+        experiment=stage,
+        name=name or f"{stage}-{project.params.preset}",
+        params=project.params.section(stage),
+        tags={"stage": stage, "preset": project.params.preset, **tags},
+    ) as run:
+        yield run
+
+
+def ingest(project: Project) -> Numbers:
+    from deepmoji import corpus
+    from deepmoji.emojis import load_labels
+
+    options = project.params.section("ingest")
+    source = project.data / str(options.pop("tweets"))
+    labels = load_labels(str(options.pop("labels")))
+    with stage_run(project, "ingest") as run:
+        out = project.artifacts / "corpus"
+        funnel = corpus.ingest(source, out, labels=labels, report=run.metrics, **options)
+        run.dataset("corpus", digest(out), str(source), int(funnel["rows_out"]))
+        run.metrics(flatten(funnel), 0)
+        run.artifacts(out / "funnel.json")
+        project.write_numbers("ingest", funnel)
+    return funnel
+
+
+def datasets(project: Project) -> Numbers:
+    from deepmoji.datasets import write_datasets
+
+    with stage_run(project, "datasets") as run:
+        out = project.artifacts / "datasets"
+        numbers = write_datasets(project.params.datasets.names, project.data, out)
+        for name in project.params.datasets.names:
+            run.dataset(name, digest(out / f"{name}.parquet"), str(project.data), int(numbers[name]["rows"]))
+        run.metrics(flatten(numbers), 0)
+        project.write_numbers("datasets", numbers)
+    return numbers
+
+
+def validate(project: Project) -> Numbers:
+    from deepmoji import validation
+
+    options = project.params.section("validate")
+    with stage_run(project, "validate") as run:
+        out = project.artifacts / "validation"
+        try:
+            numbers = validation.validate(
+                project.artifacts / "corpus", project.artifacts / "datasets", out, report=run.metrics, **options
+            )
+        finally:
+            # A failed validation is the one whose report somebody wants to read.
+            if out.is_dir():
+                run.artifacts(out)
+        run.metrics(flatten(numbers), 0)
+        project.write_numbers("validate", numbers)
+    return numbers
+
+
+def tokenize(project: Project) -> Numbers:
+    from deepmoji import tokens, validation
+
+    with stage_run(project, "tokenize") as run:
+        out = project.artifacts / "tokens"
+        numbers = tokens.tokenize_corpus(
+            project.artifacts / "corpus", out, report=run.metrics, **project.params.section("tokenize")
+        )
+        validation.validate_tokens(out, max_unknown_share=project.params.validate_.max_unknown_share)
+        run.dataset("tokens", digest(out), "artifacts/corpus", int(numbers["train"]["rows"]))
+        run.metrics(flatten(numbers), 0)
+        project.write_numbers("tokenize", numbers)
+    return numbers
+
+
+def pretrain(project: Project) -> Numbers:
+    from deepmoji.pretraining import pretrain as run_pretrain
+
+    source, out = project.artifacts / "tokens", project.artifacts / "pretrained"
+    with stage_run(project, "pretrain") as run:
+        run.dataset("tokens", digest(source), "artifacts/tokens", 0)
+        numbers = run_pretrain(
+            source,
+            out,
+            checkpoints=project.state / "checkpoints" / "pretrain",
+            report=run.metrics,
+            **project.params.section("pretrain"),
+        )
+        run.metrics(flatten(numbers), 0)
+        run.artifacts(out / "plots")
+        run.artifacts(out / "metrics.json")
+        project.write_numbers("pretrain", numbers)
+    return numbers
+
+
+def finetune(project: Project, dataset: str, method: str) -> Numbers:
+    from deepmoji import finetuning
+    from deepmoji.datasets import load_dataset
+
+    options = project.params.section("finetune")
+    known = list(options.pop("methods"))  # type: ignore[call-overload]
+    if dataset not in project.params.datasets.names:
+        raise UsageError(f"There is no dataset {dataset!r} in params.yaml: choose one of {project.params.datasets.names}.")
+    table = project.artifacts / "datasets" / f"{dataset}.parquet"
+    out = project.artifacts / "finetuned" / dataset / method
+    with stage_run(project, "finetune", f"{dataset}/{method}", dataset=dataset, method=method) as run:
+        examples = load_dataset(table)
+        run.dataset(dataset, digest(table), "artifacts/datasets", len(examples.texts))
+
+        def report_seed(seed: int, numbers: Mapping[str, Any]) -> None:
+            run.child(f"{dataset}/{method}/seed {seed}", {"method": method, "dataset": dataset, "seed": seed}, flatten(numbers))
+
+        numbers = finetuning.finetune(
+            examples,
+            project.artifacts / "pretrained",
+            out,
+            method=method,
+            report=run.metrics,
+            report_seed=report_seed,
+            **options,
+        )
+        run.metrics(flatten(numbers), 0)
+        run.artifacts(out / "results.json")
+    del known
+    return numbers
+
+
+def benchmark(project: Project) -> Numbers:
+    from deepmoji import benchmark as bench
+
+    with stage_run(project, "benchmark") as run:
+        out = project.artifacts / "benchmark"
+        numbers = bench.benchmark(
+            project.artifacts / "datasets",
+            project.artifacts / "finetuned",
+            out,
+            report=run.metrics,
+            **project.params.section("benchmark"),
+        )
+        run.metrics(flatten(numbers), 0)
+        run.artifacts(out)
+        project.write_numbers("benchmark", numbers)
+    return numbers
