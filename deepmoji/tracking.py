@@ -1,0 +1,403 @@
+"""The door to MLflow: where it is, and one run per execution of a stage.
+
+Without MLFLOW_TRACKING_URI everything lies below `<root>/.state/mlflow`, in an sqlite database and a folder of
+artifacts, both absolute, because MLflow would otherwise place them relative to the working folder.
+MLflow takes over a second to import, so only the functions here do it.
+"""
+
+import hashlib
+import json
+import logging
+import os
+import re
+import subprocess
+import time
+import unicodedata
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from deepmoji.errors import DeepMojiError, ServiceError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import Metric
+
+log = logging.getLogger(__name__)
+
+EXPERIMENTS = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark", "release")
+UNKNOWN = "unknown"
+BATCH = 1000  # MLflow's own limit of metrics in one request
+FLUSH_SECONDS = 10.0
+PARAM_LENGTH = 6000  # MLflow's own limit of characters in a parameter
+# Set unless the user has set them: MLflow's defaults wait four minutes for a server that is not there.
+SETTINGS = {
+    "DO_NOT_TRACK": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_PRINT_MODEL_URLS_ON_CREATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
+
+_USERINFO = re.compile(r"://[^/@\s]+@")
+_SIGNED = re.compile(r"(?i)([?&](?:[\w-]*(?:signature|token|credential|password|secret|key)[\w-]*|sig)=)[^&\s\"]+")
+_SECRET_NAME = re.compile(r"(?i)(^|[_.\-])(password|passwd|secret|token|api_?key|access_?key|credentials?)$")
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI if it is set, else the sqlite database of the project folder `root`."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{_state(root) / 'mlflow.db'}"
+
+
+def prepare(root: Path) -> str:
+    """Create or upgrade the database, once even if many processes start together; returns the URI.
+
+    A server prepares its own database, so nothing is done for `http(s)://`. Raises ServiceError.
+    """
+    uri = tracking_uri(root)
+    quiet_mlflow()
+    if urlsplit(uri).scheme.startswith("http"):
+        return uri
+    import mlflow
+    from filelock import FileLock
+
+    quiet_mlflow()
+    folder = _state(root)
+    mark = folder / f"ready-{hashlib.sha256(f'{uri} {mlflow.__version__}'.encode()).hexdigest()[:12]}"
+    with asking(uri, "prepare its database"):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = Path(uri.removeprefix("sqlite:///")) if uri.startswith("sqlite:///") else None
+        if not mark.exists() or (file and not file.exists()):
+            _reach(uri)
+            with FileLock(folder / "prepare.lock", timeout=120):
+                _create_or_upgrade(uri, file)
+                mark.touch()
+        if uri == f"sqlite:///{folder / 'mlflow.db'}":
+            _same_place(client(uri), folder)
+    return uri
+
+
+def _state(root: Path) -> Path:
+    return root.resolve() / ".state" / "mlflow"
+
+
+def _create_or_upgrade(uri: str, file: Path | None) -> None:
+    database: Any = import_module("mlflow.store.db.utils")
+    engine = database.create_sqlalchemy_engine_with_retry(uri)
+    if not database._all_tables_exist(engine):
+        database._initialize_tables(engine)
+    elif database._get_schema_version(engine) != database._get_latest_schema_revision():
+        if file:
+            # Migrations are not transactional; the copy is what remains if one breaks.
+            file.with_suffix(".before-upgrade.db").write_bytes(file.read_bytes())
+        database._upgrade_db(engine)
+    engine.dispose()
+
+
+def _reach(uri: str) -> None:
+    """Fail after five seconds, not after SQLAlchemy's ten retries, where nobody listens."""
+    import socket
+
+    parts = urlsplit(uri)
+    if parts.hostname:
+        port = parts.port or {"postgresql": 5432, "mysql": 3306, "mssql": 1433}.get(parts.scheme.split("+")[0])
+        if port:
+            socket.create_connection((parts.hostname, port), timeout=5).close()
+
+
+def _same_place(door: "MlflowClient", folder: Path) -> None:
+    """MLflow stores absolute artifact paths, so a project folder that was moved would write to its old place."""
+    for experiment in door.search_experiments(max_results=100):
+        place = experiment.artifact_location
+        if experiment.name in EXPERIMENTS and not place.removeprefix("file://").startswith(str(folder)):
+            raise ServiceError(
+                f"The MLflow database in {folder} belongs to a project elsewhere (its artifacts are in {place}): "
+                "move the project back, or set that folder aside and start with a new one."
+            )
+
+
+def quiet_mlflow() -> None:
+    """Apply SETTINGS, before MLflow is first imported, and lower its log level, which that import sets anew."""
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def client(uri: str) -> "MlflowClient":
+    """A client that talks to `uri` whatever MLflow's global settings say."""
+    quiet_mlflow()
+    from mlflow import MlflowClient
+
+    quiet_mlflow()
+    return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+@contextmanager
+def asking(uri: str, what: str) -> Iterator[None]:
+    """Turn whatever MLflow, its database or its artifact store throws into one ServiceError sentence."""
+    try:
+        yield
+    except DeepMojiError:
+        raise
+    except Exception as error:
+        # Artifact stores raise the errors of their own drivers, which have no base class in common.
+        reason = hide_secrets(" ".join(str(error).split()))
+        raise ServiceError(
+            f"MLflow at {hide_secrets(uri)} could not {what} ({reason or type(error).__name__:.300}): see that it runs "
+            "and may write, or unset MLFLOW_TRACKING_URI to use the project's own database."
+        ) from error
+
+
+def hide_secrets(text: str) -> str:
+    """`text` without the passwords, keys and signatures that URLs carry."""
+    return _SIGNED.sub(r"\1***", _USERINFO.sub("://***@", text))
+
+
+def key(name: str) -> str:
+    """A name that MLflow takes for a parameter or metric: other characters become their Unicode names."""
+
+    def spell(character: str) -> str:
+        if re.match(r"[\w.\- /:]", character):
+            return character
+        return unicodedata.name(character, f"u{ord(character):04x}").lower().replace(" ", "_")
+
+    return "".join(map(spell, name))[:250]
+
+
+def parameters(values: Mapping[str, Any]) -> dict[str, str]:
+    """Parameters as MLflow stores them: text, JSON for all but strings, without secrets."""
+    shown = {}
+    for name, value in values.items():
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+        text = "***" if _SECRET_NAME.search(name) else hide_secrets(text)
+        if len(text) > PARAM_LENGTH:
+            text = f"{text[: PARAM_LENGTH - 40]}... (cut, {len(text)} characters)"
+        shown[key(name)] = text
+    return shown
+
+
+def provenance(root: Path) -> dict[str, str]:
+    """What a run was made from: git commit and state, dvc.lock, code, and the flow run if there is one.
+
+    A fact that cannot be found is the text "unknown", which no promotion gate accepts.
+    `dirty` tells of changed or untracked files other than dvc.lock, which changes while the pipeline runs.
+    """
+    commit = _git(root, "rev-parse", "HEAD")
+    changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
+    lock = root / "dvc.lock"
+    return {
+        "git_commit": commit or UNKNOWN,
+        "git_dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),
+        "dvc_lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else UNKNOWN,
+        "code": code_digest(),
+        "flow_run": os.environ.get("PREFECT__FLOW_RUN_ID") or os.environ.get("DEEPMOJI_FLOW_RUN_ID") or "none",
+    }
+
+
+def code_digest() -> str:
+    """SHA-256 over the Python files of this package, first 16 hex digits."""
+    package = Path(__file__).parent
+    total = hashlib.sha256()
+    for file in sorted(package.rglob("*.py")):
+        total.update(f"{file.relative_to(package).as_posix()} ".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return total.hexdigest()[:16]
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    with suppress(OSError, subprocess.SubprocessError):
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
+        if done.returncode == 0:
+            return done.stdout.strip()
+    return None
+
+
+class Run:
+    """An open MLflow run. Metrics are gathered and sent in batches, so that thousands of steps cost little."""
+
+    def __init__(self, door: "MlflowClient", uri: str, experiment_id: str, run_id: str, tags: dict[str, str]) -> None:
+        self.run_id = run_id
+        self.experiment_id = experiment_id
+        self.uri = uri
+        self._client = door
+        self._tags = tags
+        self._waiting: list[Metric] = []
+        self._sent = time.monotonic()
+
+    def metrics(self, numbers: Mapping[str, float], step: int = 0) -> None:
+        """Numbers by name at a step. A server that is away for a while costs a warning; they are sent later."""
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        self._waiting += [Metric(key(name), float(value), now, int(step)) for name, value in numbers.items()]
+        if len(self._waiting) >= BATCH or time.monotonic() - self._sent > FLUSH_SECONDS:
+            try:
+                self.flush()
+            except ServiceError as error:
+                log.warning("%d metrics wait: %s", len(self._waiting), error)
+
+    def flush(self) -> None:
+        """Send what waits; raises ServiceError and keeps the rest if that fails."""
+        self._sent = time.monotonic()
+        while self._waiting:
+            with asking(self.uri, "store metrics"):
+                self._client.log_batch(self.run_id, metrics=self._waiting[:BATCH])
+            del self._waiting[:BATCH]
+
+    def dataset(self, name: str, digest: str, source: str, rows: int) -> None:
+        """Name the data that went in: its digest (at most 36 characters), where it lay, and how many rows."""
+        from mlflow.entities import Dataset, DatasetInput, InputTag
+
+        entry = Dataset(
+            name=name,
+            digest=digest[:36],
+            source_type="local",
+            source=json.dumps({"uri": hide_secrets(source)}),
+            profile=json.dumps({"num_rows": rows}),
+        )
+        with asking(self.uri, f"record the dataset {name}"):
+            self._client.log_inputs(self.run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", "input")])])
+
+    def artifacts(self, path: Path) -> None:
+        """Keep a file, or a folder under its own name, with the run."""
+        if not path.exists():
+            raise FileNotFoundError(path)
+        with asking(self.uri, f"store {path.name}"):
+            if path.is_dir():
+                self._client.log_artifacts(self.run_id, str(path), path.name)
+            else:
+                self._client.log_artifact(self.run_id, str(path))
+
+    def tag(self, name: str, value: str) -> None:
+        with asking(self.uri, f"store the tag {name}"):
+            self._client.set_tag(self.run_id, key(name), hide_secrets(value))
+
+    def child(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
+        """A finished run below this one, as for one seed of a method on a dataset; returns its id."""
+        tags = self._tags | {key(k): str(v) for k, v in params.items()} | {"mlflow.parentRunId": self.run_id}
+        with asking(self.uri, f"record the run {name}"):
+            made = self._client.create_run(self.experiment_id, tags=tags, run_name=name)
+        run = Run(self._client, self.uri, self.experiment_id, made.info.run_id, tags)
+        run.parameters(params)
+        run.metrics(metrics)
+        run.flush()
+        run.end("FINISHED")
+        return run.run_id
+
+    def parameters(self, values: Mapping[str, Any]) -> None:
+        from mlflow.entities import Param
+
+        entries = [Param(name, text) for name, text in parameters(values).items()]
+        with asking(self.uri, "store parameters"):
+            for start in range(0, len(entries), 100):  # MLflow's limit in one request
+                self._client.log_batch(self.run_id, params=entries[start : start + 100])
+
+    def end(self, status: str) -> None:
+        with asking(self.uri, "end the run"):
+            self._client.set_terminated(self.run_id, status)
+
+
+@contextmanager
+def start_run(
+    root: Path,
+    experiment: str,
+    name: str,
+    *,
+    params: Mapping[str, Any],
+    tags: Mapping[str, str],
+    parent: str | None = None,
+    description: str = "",
+) -> Iterator[Run]:
+    """Open a run in `experiment`; it ends FINISHED, FAILED on an exception, KILLED on Ctrl-C.
+
+    Always tagged with `provenance(root)` and the process, so that the next run of the experiment can mark one
+    whose process died. `parent` is the run id that it stands below. Raises ServiceError.
+    """
+    uri = prepare(root)
+    door = client(uri)
+    every = provenance(root) | {k: hide_secrets(str(v)) for k, v in tags.items()} | {"process": _process()}
+    every |= {"mlflow.source.name": f"deepmoji {experiment}", "mlflow.source.type": "LOCAL"}
+    if every["git_commit"] != UNKNOWN:
+        every["mlflow.source.git.commit"] = every["git_commit"]
+    if parent:
+        every["mlflow.parentRunId"] = parent
+    with asking(uri, f"start the run {name}"):
+        experiment_id = _experiment(door, uri, root, experiment)
+        _bury_dead(door, experiment_id)
+        note = {"mlflow.note.content": description} if description else {}
+        run_id = door.create_run(experiment_id, tags=every | note, run_name=name).info.run_id
+    run = Run(door, uri, experiment_id, run_id, every)
+    try:
+        run.parameters(params)
+        with _system_metrics(run_id, uri):
+            yield run
+        run.flush()
+    except BaseException as error:
+        # The run's own failure is what the user must see, not that MLflow could not note it down.
+        try:
+            run.flush()
+            run.tag("error", f"{type(error).__name__}: {error}"[:500])
+            run.end("KILLED" if isinstance(error, KeyboardInterrupt) else "FAILED")
+        except ServiceError as second:
+            log.warning("the run %s stays open: %s", run_id, second)
+        raise
+    run.end("FINISHED")
+
+
+def _experiment(door: "MlflowClient", uri: str, root: Path, name: str) -> str:
+    from mlflow.exceptions import MlflowException
+
+    # A server chooses where its artifacts lie; beside a plain database only we can.
+    place = None if uri.startswith("http") else str(_state(root) / "artifacts" / name)
+    found = door.get_experiment_by_name(name)
+    if found is None:
+        with suppress(MlflowException):  # another process was faster
+            return str(door.create_experiment(name, artifact_location=place))
+        found = door.get_experiment_by_name(name)
+    if found is None:
+        raise ServiceError(f"MLflow at {hide_secrets(uri)} neither has nor makes the experiment {name!r}.")
+    return str(found.experiment_id)
+
+
+@contextmanager
+def _system_metrics(run_id: str, uri: str) -> Iterator[None]:
+    """CPU, memory, disk, network and GPU use every ten seconds, in a thread that never fails the run."""
+    from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+
+    monitor = SystemMetricsMonitor(run_id, tracking_uri=uri)  # type: ignore[no-untyped-call]
+    monitor.start()  # type: ignore[no-untyped-call]
+    try:
+        yield
+    finally:
+        monitor.finish()  # type: ignore[no-untyped-call]
+
+
+def _process() -> str:
+    import platform
+
+    import psutil
+
+    return f"{platform.node()} {os.getpid()} {psutil.Process().create_time():.0f}"
+
+
+def _bury_dead(door: "MlflowClient", experiment_id: str) -> None:
+    """Mark KILLED what a killed process of this machine left running."""
+    import psutil
+
+    here = _process().split()[0]
+    for run in door.search_runs([experiment_id], "attributes.status = 'RUNNING'", max_results=100):
+        host, pid, started = [*run.data.tags.get("process", "").split(), "", "", ""][:3]
+        if host != here or not pid.isdigit():
+            continue
+        try:
+            alive = f"{psutil.Process(int(pid)).create_time():.0f}" == started
+        except psutil.NoSuchProcess:
+            alive = False
+        if not alive:
+            door.set_terminated(run.info.run_id, "KILLED")
