@@ -30,7 +30,8 @@ from deepmoji.emojis import LabelSet
 from deepmoji.errors import InputError, UsageError
 from deepmoji.filters import Options, clean_shard, label_table
 from deepmoji.funnel import account, describe, most
-from deepmoji.readers import Reject, list_files, read_file
+from deepmoji.readers import list_files, read_file
+from deepmoji.rows import Reject
 from deepmoji.shards import (
     MapShards,
     Report,
@@ -110,7 +111,9 @@ def ingest(
             "labels": list(labels.names),
             "options": asdict(options),
             "merge": [rows, max_copies, drop_near_duplicates, eval_per_label, seed, shard_rows],
-            "code": sources_digest("corpus.py", "emojis.py", "filters.py", "readers.py", "splits.py"),
+            "code": sources_digest(
+                "corpus.py", "emojis.py", "english.py", "filters.py", "readers.py", "rows.py", "splits.py"
+            ),
         }
         folder = open_work(work, out, plan)
         map_over = stack.enter_context(shard_map(map_shards, workers))
