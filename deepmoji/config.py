@@ -170,7 +170,9 @@ def use_preset(project: Path, name: str, data: Path | None) -> Params:
     source = project / "presets" / f"{name}.yaml"
     if not source.is_file():
         raise UsageError(f"There is no preset {name!r}: choose one of {', '.join(preset_names(project))}.")
-    load_params(source)
+    params = load_params(source)
+    if data is None and name != "sample" and not (project / params.data).is_dir():
+        raise UsageError(f"The preset {name} needs real data: name its folder with --data or DEEPMOJI_DATA.")
     text = source.read_text(encoding="utf-8")
     if data is not None:
         if not data.is_dir():

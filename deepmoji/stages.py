@@ -175,7 +175,9 @@ def finetune(project: Project, dataset: str, method: str) -> Numbers:
     options = project.params.section("finetune")
     known = list(options.pop("methods"))  # type: ignore[call-overload]
     if dataset not in project.params.datasets.names:
-        raise UsageError(f"There is no dataset {dataset!r} in params.yaml: choose one of {project.params.datasets.names}.")
+        raise UsageError(
+            f"There is no dataset {dataset!r} in params.yaml: choose one of {project.params.datasets.names}."
+        )
     table = project.artifacts / "datasets" / f"{dataset}.parquet"
     out = project.artifacts / "finetuned" / dataset / method
     with stage_run(project, "finetune", f"{dataset}/{method}", dataset=dataset, method=method) as run:
@@ -183,7 +185,11 @@ def finetune(project: Project, dataset: str, method: str) -> Numbers:
         run.dataset(dataset, digest(table), "artifacts/datasets", len(examples.texts))
 
         def report_seed(seed: int, numbers: Mapping[str, Any]) -> None:
-            run.child(f"{dataset}/{method}/seed {seed}", {"method": method, "dataset": dataset, "seed": seed}, flatten(numbers))
+            run.child(
+                f"{dataset}/{method}/seed {seed}",
+                {"method": method, "dataset": dataset, "seed": seed},
+                flatten(numbers),
+            )
 
         numbers = finetuning.finetune(
             examples,

@@ -1,0 +1,36 @@
+# The two commands are `make run` and `make test`; each makes the environment if it is missing.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DO_NOT_TRACK := 1
+export MLFLOW_DISABLE_TELEMETRY := true
+export PREFECT_SERVER_ANALYTICS_ENABLED := false
+
+.PHONY: run test check lint ui environment clean
+
+environment: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(READY)  ## the whole road; PRESET=laptop DATA=/folder for real data
+	$(BIN)/python -m flows pipeline $(if $(PRESET),--preset $(PRESET)) $(if $(DATA),--data $(DATA))
+
+test: $(READY) lint  ## lint, types, tests
+	$(BIN)/python -m pytest
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+ui: $(READY)  ## the MLflow UI on loopback
+	$(BIN)/python -m flows ui
+
+clean:  ## remove results and state; data/ and the environment stay
+	rm -rf artifacts .state

@@ -1,0 +1,397 @@
+"""The `deepmoji` command. Data goes to stdout, progress and logs to stderr.
+
+Exit codes: 0 good, 1 the work failed, 2 wrong use. Heavy modules load inside the commands that need them, so
+`--help` answers at once.
+"""
+
+import json
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from deepmoji import __version__
+from deepmoji.errors import DeepMojiError, ServiceError
+
+if TYPE_CHECKING:
+    from deepmoji.inference import Model
+    from deepmoji.stages import Project
+
+CHAMPION = "models:/deepmoji@champion"
+# The flows look for this in a stage's log: only such a failure may pass when tried again.
+TEMPORARY = "error (may pass when tried again): "
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, prog_name="deepmoji")
+@click.option(
+    "--project",
+    type=click.Path(path_type=Path),
+    envvar="DEEPMOJI_PROJECT",
+    help="Project folder; by default the nearest one at or above the working folder.",
+)
+@click.option("-v", "--verbose", is_flag=True, help="Log more.")
+@click.pass_context
+def cli(context: click.Context, project: Path | None, verbose: bool) -> None:
+    """Emotion from text, learned from emojis.
+
+    Stages (what `dvc repro` runs): ingest, datasets, validate, tokenize, pretrain, finetune, benchmark.
+    """
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.INFO,
+        format="%(asctime)s %(message)s",
+        datefmt="%H:%M:%S",
+        stream=sys.stderr,
+    )
+    for chatty in ("alembic", "great_expectations", "httpx", "matplotlib", "mlflow", "urllib3"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    context.obj = project
+
+
+def _root(given: Path | None) -> Path:
+    from deepmoji.config import find_project
+
+    return find_project((given or Path.cwd()).resolve())
+
+
+def _project(given: Path | None) -> "Project":
+    from deepmoji.stages import Project
+
+    return Project(_root(given))
+
+
+def _run_stage(given: Path | None, stage: str, *arguments: str) -> None:
+    from deepmoji import stages
+
+    project = _project(given)
+    numbers = getattr(stages, stage)(project, *arguments)
+    click.echo(json.dumps(stages.only_numbers(numbers), indent=2, sort_keys=True))
+
+
+# --- data and stages ------------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--out", type=click.Path(path_type=Path), help="Folder to write to; by default the project's data/.")
+@click.pass_obj
+def sample(given: Path | None, out: Path | None) -> None:
+    """Write the built-in synthetic sample: tweets over 64 emojis and three small labelled sets."""
+    from deepmoji.sample import write_sample
+
+    facts = write_sample(out or _root(given) / "data")
+    click.echo(json.dumps(facts, indent=2, sort_keys=True))
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--data", type=click.Path(path_type=Path), envvar="DEEPMOJI_DATA", help="Folder with the real data.")
+@click.pass_obj
+def preset(given: Path | None, name: str, data: Path | None) -> None:
+    """Make NAME (sample, laptop, paper) the project's params.yaml."""
+    from deepmoji.config import use_preset
+
+    params = use_preset(_root(given), name, data if name != "sample" else None)
+    click.echo(f"params.yaml is now the preset {params.preset}; data comes from {params.data}")
+
+
+@cli.command()
+@click.pass_obj
+def ingest(given: Path | None) -> None:
+    """Stage: raw text to a labelled corpus; prints the funnel."""
+    _run_stage(given, "ingest")
+
+
+@cli.command()
+@click.option("--write", is_flag=True, help="Stage: write the sets named in params.yaml as tables.")
+@click.pass_obj
+def datasets(given: Path | None, write: bool) -> None:
+    """List the known labelled sets, or (--write) convert those named in params.yaml."""
+    if write:
+        _run_stage(given, "datasets")
+        return
+    from deepmoji.datasets import CATALOG
+
+    rows = [("name", "task", "metric", "licence"), *((n, e.task, e.metric, e.licence) for n, e in CATALOG.items())]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for row in rows:
+        click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]))
+
+
+@cli.command()
+@click.pass_obj
+def validate(given: Path | None) -> None:
+    """Stage: check corpus and labelled sets; a failing rule stops the road and shows its rows."""
+    _run_stage(given, "validate")
+
+
+@cli.command()
+@click.pass_obj
+def tokenize(given: Path | None) -> None:
+    """Stage: corpus to vocabulary and token ids."""
+    _run_stage(given, "tokenize")
+
+
+@cli.command()
+@click.pass_obj
+def pretrain(given: Path | None) -> None:
+    """Stage: learn to predict emojis; resumes where a killed run stopped."""
+    _run_stage(given, "pretrain")
+
+
+@cli.command()
+@click.option("--dataset", help="A set named in params.yaml (the DVC stage).")
+@click.option(
+    "--method", default="chain-thaw", show_default=True, help="new, last, full, chain-thaw or an own schedule."
+)
+@click.option("--data", type=click.Path(path_type=Path), help="Your own table: CSV, TSV, JSON lines or Parquet.")
+@click.option("--text-column", default="text", show_default=True)
+@click.option("--label-column", default="label", show_default=True)
+@click.option("--split", default="70/10/20", show_default=True, help="Shares of train/val/test, or a column's name.")
+@click.option("--model", help="Model to start from; by default the champion.")
+@click.option("--name", help="Registered as deepmoji-NAME; by default the file's name.")
+@click.option("--out", type=click.Path(path_type=Path), help="Model folder to write; by default below models/.")
+@click.pass_obj
+def finetune(
+    given: Path | None,
+    dataset: str | None,
+    method: str,
+    data: Path | None,
+    text_column: str,
+    label_column: str,
+    split: str,
+    model: str | None,
+    name: str | None,
+    out: Path | None,
+) -> None:
+    """Transfer to a labelled set: one of params.yaml (--dataset) or your own table (--data)."""
+    if (dataset is None) == (data is None):
+        raise click.UsageError("Give either --dataset (a set of params.yaml) or --data (your own table).")
+    if dataset is not None:
+        _run_stage(given, "finetune", dataset, method)
+        return
+    assert data is not None
+    from deepmoji.stages import finetune_own, only_numbers
+
+    numbers = finetune_own(
+        _project(given), data, text_column=text_column, label_column=label_column, split=split, method=method,
+        model=model or CHAMPION, name=name or data.stem, out=out,
+    )  # fmt: skip
+    click.echo(json.dumps(only_numbers(numbers), indent=2, sort_keys=True))
+
+
+@cli.command()
+@click.pass_obj
+def benchmark(given: Path | None) -> None:
+    """Stage: every method and baseline side by side."""
+    _run_stage(given, "benchmark")
+
+
+# --- using a model --------------------------------------------------------------------------------------------------
+
+
+def _load(given: Path | None, model: str) -> "Model":
+    from deepmoji import registry
+
+    if not model.startswith("models:"):
+        return registry.load(model)
+    return registry.load(model, root=_root(given))
+
+
+def _texts(texts: Sequence[str], file: Path | None, column: str) -> Iterator[str]:
+    """Texts from the arguments, a file, or the lines of standard input."""
+    if file is not None:
+        from deepmoji.readers import read_column
+
+        yield from read_column(file, column)
+    elif texts:
+        yield from texts
+    else:
+        yield from (line.rstrip("\r\n") for line in sys.stdin)
+
+
+_model_option = click.option("--model", default=CHAMPION, show_default=True, help="Model folder or models:/ URI.")
+_file_option = click.option("--file", type=click.Path(path_type=Path), help="Read texts from a file, one a row.")
+_column_option = click.option("--text-column", default="text", show_default=True)
+
+
+@cli.command()
+@click.argument("texts", nargs=-1)
+@_model_option
+@_file_option
+@_column_option
+@click.option("--top", default=5, show_default=True, type=click.IntRange(1))
+@click.option("--format", "shape", type=click.Choice(["text", "json", "csv"]), default="text", show_default=True)
+@click.pass_obj
+def predict(
+    given: Path | None, texts: tuple[str, ...], model: str, file: Path | None, text_column: str, top: int, shape: str
+) -> None:
+    """Labels with probabilities for TEXTS, a file's rows, or the lines of standard input."""
+    loaded = _load(given, model)
+    rows = list(_texts(texts, file, text_column))
+    answers = loaded.predict(rows, top_k=top)
+    click.echo(f"model: {loaded.name}", err=True)
+    if shape == "csv":
+        import csv
+
+        writer = csv.writer(sys.stdout, lineterminator="\n")
+        count = len(answers[0]) if answers else 0
+        writer.writerow(["text", *(f"{part}_{rank + 1}" for rank in range(count) for part in ("label", "probability"))])
+        writer.writerows(
+            [text, *(cell for label, p in row for cell in (label, f"{p:.4f}"))]
+            for text, row in zip(rows, answers, strict=True)
+        )
+        return
+    for text, answer in zip(rows, answers, strict=True):
+        if shape == "json":
+            click.echo(
+                json.dumps({"text": text, "labels": [[label, round(p, 6)] for label, p in answer]}, ensure_ascii=False)
+            )
+        else:
+            click.echo(f"{'  '.join(f'{label} {p:.3f}' for label, p in answer)}  {text}")
+
+
+@cli.command()
+@click.argument("texts", nargs=-1)
+@_model_option
+@_file_option
+@_column_option
+@click.option("--out", type=click.Path(path_type=Path), required=True, help="NumPy file to write, (texts, features).")
+@click.pass_obj
+def encode(
+    given: Path | None, texts: tuple[str, ...], model: str, file: Path | None, text_column: str, out: Path
+) -> None:
+    """Emotional features of texts (2,304 numbers each at the published sizes) as a .npy file."""
+    import numpy as np
+
+    features = _load(given, model).encode(list(_texts(texts, file, text_column)))
+    with out.open("wb") as stream:
+        np.save(stream, features, allow_pickle=False)
+    click.echo(f"{out}: {features.shape[0]} x {features.shape[1]}", err=True)
+
+
+@cli.command()
+@click.argument("texts", nargs=-1, required=True)
+@_model_option
+@click.pass_obj
+def explain(given: Path | None, texts: tuple[str, ...], model: str) -> None:
+    """The words of TEXTS with the attention that each got."""
+    for tokens in _load(given, model).explain(list(texts)):
+        click.echo("  ".join(f"{token} {weight:.3f}" for token, weight in tokens))
+
+
+@cli.command("import-weights")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--vocabulary", type=click.Path(path_type=Path), help="The published vocabulary.json.")
+def import_weights(path: Path, out: Path, vocabulary: Path | None) -> None:
+    """Turn published weights (Keras .hdf5 or torchMoji .bin) into a model folder OUT."""
+    from deepmoji import weights
+
+    weights.import_weights(path, out, vocabulary=vocabulary)
+    click.echo(str(out))
+
+
+@cli.group()
+def models() -> None:
+    """The registry: list, show, compare, promote, rollback."""
+
+
+@models.command("list")
+@click.pass_obj
+def list_models(given: Path | None) -> None:
+    """Every registered version with its aliases and numbers."""
+    from deepmoji import registry
+
+    click.echo(registry.table(registry.list_models(_root(given))))
+
+
+@models.command()
+@click.argument("version")
+@click.pass_obj
+def show(given: Path | None, version: str) -> None:
+    """One version: tags, numbers, history."""
+    from deepmoji import registry
+
+    click.echo(json.dumps(registry.show(_root(given), version), indent=2, sort_keys=True, ensure_ascii=False))
+
+
+@models.command()
+@click.argument("first")
+@click.argument("second")
+@click.pass_obj
+def compare(given: Path | None, first: str, second: str) -> None:
+    """Two versions' numbers side by side."""
+    from deepmoji import registry
+
+    click.echo(registry.table(registry.compare(_root(given), first, second)))
+
+
+@models.command()
+@click.argument("version")
+@click.pass_obj
+def promote(given: Path | None, version: str) -> None:
+    """Make VERSION the champion if it passes the gates of mlflow/promotion.yaml."""
+    from deepmoji import registry
+
+    root = _root(given)
+    registry.promote(root, version, registry.load_gates(root / "mlflow" / "promotion.yaml"))
+    click.echo(f"deepmoji version {version} is the champion")
+
+
+@models.command()
+@click.pass_obj
+def rollback(given: Path | None) -> None:
+    """Make the champion before this one the champion again."""
+    from deepmoji import registry
+
+    click.echo(f"deepmoji version {registry.rollback(_root(given))} is the champion again")
+
+
+@cli.command()
+@_model_option
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
+@click.pass_obj
+def serve(given: Path | None, model: str, host: str, port: int) -> None:
+    """A page and a REST service for a model; on loopback unless told otherwise."""
+    from deepmoji import serving
+
+    serving.run(serving.create_app(_load(given, model)), host, port)
+
+
+def main(arguments: Sequence[str] | None = None) -> Any:
+    """Run the command; a user's mistake is one sentence and an exit code, never a traceback."""
+    try:
+        return cli.main(args=arguments, standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        code = stop.exit_code
+    except click.Abort:
+        code = 130
+    except click.ClickException as mistake:
+        mistake.show()
+        code = mistake.exit_code
+    except ServiceError as error:
+        click.echo(f"{TEMPORARY}{error}", err=True)
+        code = error.exit_code
+    except DeepMojiError as error:
+        click.echo(f"error: {error}", err=True)
+        code = error.exit_code
+    except BrokenPipeError:
+        # The reader of stdout went away (`| head`): nothing is left to tell it.
+        sys.stderr.close()
+        code = 1
+    except OSError as error:
+        # A full or read-only disk reaches here from whatever was being written.
+        click.echo(
+            f"error: {error.filename or 'a file'} could not be used ({error.strerror or error}): mend that and retry.",
+            err=True,
+        )
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,36 @@
+"""Surroundings of every tool: state inside the project, no telemetry, loopback.
+
+Imports nothing heavy, since Prefect reads its settings when it is first imported. A variable that the user has
+set is left alone, so `PREFECT_API_URL` or `MLFLOW_TRACKING_URI` point the same flows at real servers.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+
+def environment(root: Path) -> dict[str, str]:
+    """The variables that the flows, their workers and the stages run with."""
+    state = root / ".state"
+    return {
+        "DEEPMOJI_PROJECT": str(root),
+        "DO_NOT_TRACK": "1",
+        "GX_ANALYTICS_ENABLED": "false",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "PREFECT_HOME": str(state / "prefect"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        # A first start with an empty home creates a database and takes far longer than the default 20 s.
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
+        "PREFECT_LOGGING_LEVEL": "INFO",
+        # Stages are called by name, so the environment's commands must be found whether or not it is activated.
+        "PATH": os.pathsep.join(dict.fromkeys([str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)])),
+    }
+
+
+def enter(root: Path) -> None:
+    """Make the surroundings this process's own; what is already set wins, but for PATH."""
+    for name, value in environment(root).items():
+        if name == "PATH":
+            os.environ[name] = value
+        else:
+            os.environ.setdefault(name, value)

@@ -1,0 +1,72 @@
+"""Gate, promote, roll back: what stands between a trained model and its users."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger, pause_flow_run
+from prefect.artifacts import create_markdown_artifact
+
+from deepmoji import registry, stages
+from deepmoji.errors import InputError, RegistryError
+
+
+@flow(name="release", flow_run_name="release", retries=0)
+def release(root: str, approval: bool = False) -> str:
+    """Register artifacts/pretrained as a challenger and make it the champion if it passes mlflow/promotion.yaml.
+
+    Returns the champion's version. A model that is registered already is not registered again. Raises
+    RegistryError naming the numbers that fell short.
+    """
+    logger = get_run_logger()
+    project = Path(root)
+    gates = registry.load_gates(project / "mlflow" / "promotion.yaml")
+    folder = project / "artifacts" / "pretrained"
+    tags = challenger_tags(project)
+    version = registry.find(project, model_digest=tags["model_digest"])
+    if version is None:
+        version = registry.register(project, folder, tags=tags, metrics=release_numbers(project))
+        logger.info(f"Registered deepmoji version {version}")
+    if registry.champion(project) == version:
+        logger.info(f"deepmoji version {version} is the champion already")
+        return version
+    if approval:
+        logger.info(f"deepmoji version {version} waits for approval: resume this flow run to promote it")
+        pause_flow_run(timeout=24 * 3600)
+    try:
+        registry.promote(project, version, gates)
+    except RegistryError as refusal:
+        create_markdown_artifact(key="release", markdown=f"# Version {version} refused\n\n{refusal}\n")
+        raise
+    create_markdown_artifact(key="release", markdown=f"# deepmoji version {version} is the champion\n")
+    return version
+
+
+@flow(name="rollback", flow_run_name="rollback", retries=0)
+def rollback(root: str) -> str:
+    """Give the alias champion back to the version that had it before; returns that version."""
+    return registry.rollback(Path(root))
+
+
+def challenger_tags(project: Path) -> dict[str, str]:
+    """What a version must carry to be traced back: the model's own bytes, its data and its preset."""
+    artifacts = project / "artifacts"
+    return {
+        "model_digest": stages.digest(artifacts / "pretrained"),
+        "data_digest": stages.digest(artifacts / "tokens"),
+        "preset": stages.Project(project).params.preset,
+    }
+
+
+def release_numbers(project: Path) -> dict[str, float]:
+    """The numbers that gates may name: of pretraining as they are, of transfer as benchmark.<...>."""
+    numbers: dict[str, float] = {}
+    for stage in ("pretrain", "benchmark"):
+        path = project / "artifacts" / "metrics" / f"{stage}.json"
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise InputError(f"{path} is missing: run the pipeline (`make run`) before a release.") from None
+        prefix = "" if stage == "pretrain" else f"{stage}."
+        numbers |= {f"{prefix}{name}": value for name, value in stages.flatten(content).items()}
+    return numbers
