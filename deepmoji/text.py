@@ -6,7 +6,7 @@ faster: no rule reaches across ASCII white space, so each distinct chunk between
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
 from unicodedata import normalize
@@ -18,36 +18,40 @@ from text_unidecode import unidecode
 
 AT, URL, NUMBER, BREAK = "CUSTOM_AT", "CUSTOM_URL", "CUSTOM_NUMBER", "CUSTOM_BREAK"
 
+_LETTERS = "[a-zA-Z][a-zA-Z]*+"
 _MENTION = "@[a-zA-Z0-9_]+"
-_WEB = r"(?:https?://|www\.)[!$-_a-z]+"  # $-_ are all ASCII characters from $ to _: capitals, digits, most signs
-_EMAIL = r"\b[a-z0-9_.+-]++@[a-z0-9-]+\.[a-z0-9-.]+\b"
+_WEB = r"https?://[!$-_a-z]+|www\.[!$-_a-z]+"  # $-_ are all ASCII characters from $ to _: digits and most signs
+_EMAIL = r"\b[a-zA-Z0-9_.+-]++@[a-zA-Z0-9-]+\.[a-zA-Z0-9-.]+\b"
+_EYES = ("[:=;]", ">:")
+_NOSE_AND_MOUTH = r"[-,^'\"]?(?:d+|p+|v+|\)+|o+|\(+|3+|/+|\|+|\\+)"
 # In this order: the first that fits wins, not the longest. Signs run on only as copies of themselves: "!!", "?", "!".
+# Written "xx*", not "x+", for speed: the engine skips what starts with a plain character or set that is not there.
 _FORMS = (
-    "[a-z]++[-_][a-z]+",  # red-haired
-    "#[a-z0-9_]+",
+    f"{_LETTERS}[-_]{_LETTERS}",  # red-haired
+    "#[a-zA-Z0-9_]+",
     _MENTION,
-    "(?:<+/?3+)+",  # hearts
-    r"-_-|x_x|\^_\^|o\.o|o_o|\(:|\):|\);|\(;",
-    r"(?:>:|[:=;])[-,^'\"]?(?:d+|p+|v+|\)+|o+|\(+|3+|/+|\|+|\\+)",  # :-)
-    "[a-z]++'[a-z]+",  # contractions
-    r"(?:mrs?|ms|dr|prof)\.",
-    r"\b(?<!\.)(?:[a-z]\.){2,}",  # abbreviations
-    "[0-9]+",
-    "[a-z]+",
-    "|".join(re.escape(sign) + "+" for sign in "()<!?.,/'\"-_=\\§|´ˇ°[]>{}~$^&*;:%+€`"),
-    r"#+(?=#[a-z0-9_])|@+(?=@[a-z0-9_])|#+|@+",  # ##tag is "#", "#tag"
+    "<<*/?3+(?:<+/?3+)*",  # hearts
+    *map(re.escape, ("-_-", "x_x", "^_^", "o.o", "o_o", "(:", "):", ");", "(;")),
+    *(eyes + _NOSE_AND_MOUTH for eyes in _EYES),
+    f"{_LETTERS}'{_LETTERS}",  # contractions
+    *(rf"{title}\." for title in ("mr", "ms", "mrs", "dr", "prof")),
+    r"[a-zA-Z](?<![\w.].)\.(?:[a-zA-Z]\.)+",  # abbreviations, not inside a word nor after a dot
+    "[0-9][0-9]*",
+    _LETTERS,
+    *(f"{sign}{sign}*" for sign in map(re.escape, "()<!?.,/'\"-_=\\§|´ˇ°[]>{}~$^&*;:%+€`")),
+    "#+(?=#[a-zA-Z0-9_])|@+(?=@[a-zA-Z0-9_])|##*|@@*",  # ##tag is "#", "#tag"
     ".",
-    "\n",  # ends a chunk in `_tokenize_chunks`; elsewhere no line feed is left by now
 )
-# Case does not count, as in the published pattern: after the lowering, NFKC makes capitals out of some signs.
-_TOKEN = re.compile(rf"[^\S\n]+|({'|'.join((_WEB, _EMAIL, *_FORMS))})", re.IGNORECASE)
-_TOKEN_WITHOUT_AT = re.compile(rf"[^\S\n]+|({'|'.join((_WEB, *_FORMS))})", re.IGNORECASE)  # nothing to scan for e-mail
 _MENTION_TOKEN = re.compile(_MENTION)
 _WEB_TOKEN = re.compile(_WEB)
 _LINE_BREAK = re.compile(r"\\{1,2}[nr]|<br>")  # as dumps spell it
 _VARIATION_SELECTOR = re.compile("[\ufe00-\ufe0f]")
+_NOT_ASCII = re.compile("[^\x00-\x7f]")
 _WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _ASCII_PUNCTUATION = frozenset("!\"#$'()+,-.:;<=>?@`~")  # what Unicode punctuation may become; not "*", "/", "[", "|"
+# For Arrow: chunks that are one token as they stand, and tokens that `_finish` may change.
+_WHOLE = "^(?:[a-z]+|[0-9]+|[@#][a-z0-9_]+)$"
+_UNFINISHED = "|".join(("^[0-9]|@|^http|^www|[^\\x00-\\x7f]", *(re.escape(chr(code)) + "{3}" for code in range(128))))
 
 
 def tokenize(text: str) -> list[str]:
@@ -58,7 +62,7 @@ def tokenize(text: str) -> list[str]:
     numbers, mentions (e-mail addresses too) and URLs become CUSTOM_NUMBER, CUSTOM_AT and CUSTOM_URL. Halves of
     surrogate pairs are joined and lone ones read as U+FFFD, since neither UTF-8 nor Arrow can hold them.
     """
-    return [_finish(token) for token in _split(_prepare(_mark_lines(_without_surrogates(text).strip())))]
+    return [_finish(token) for token in _split(_mark_lines(_without_surrogates(text).strip()))]
 
 
 def tokenize_column(texts: "pa.Array | pa.ChunkedArray | Sequence[str]") -> tuple[pa.DictionaryArray, np.ndarray]:
@@ -69,29 +73,28 @@ def tokenize_column(texts: "pa.Array | pa.ChunkedArray | Sequence[str]") -> tupl
     """
     # Only the ends need Python's notion of white space: between them a chunk is free to hold the non-ASCII kinds.
     column = pc.utf8_trim(pc.ascii_lower(as_column(texts)), characters=_WHITE_SPACE)
-    for line_end in "\n\r":
-        column = pc.replace_substring(column, line_end, _mark_lines(line_end))
-    rows = pc.ascii_split_whitespace(column)
+    rows = pc.ascii_split_whitespace(_mark_lines_of_column(column))
     chunks = rows.flatten().dictionary_encode()
-    occurrences = chunks.indices.to_numpy()
+    tokens, codes, lengths = _tokenize_chunks(chunks.dictionary)
 
-    tokens, codes, lengths = _tokenize_chunks(chunks.dictionary.to_pylist())
-    starts = np.cumsum(lengths) - lengths
-    row_codes = codes[ragged_index(starts[occurrences], lengths[occurrences])]
-    token_ends = np.concatenate(([0], np.cumsum(lengths[occurrences])))
+    occurrences = chunks.indices.to_numpy()
+    row_lengths = lengths[occurrences]
+    row_codes = codes[ragged_index((np.cumsum(lengths) - lengths)[occurrences], row_lengths)]
+    token_ends = np.concatenate(([0], np.cumsum(row_lengths)))
     return pa.DictionaryArray.from_arrays(pa.array(row_codes), tokens), token_ends[rows.offsets.to_numpy()]
 
 
 def as_column(texts: "pa.Array | pa.ChunkedArray | Sequence[str]") -> pa.Array:
-    """One large_string array without nulls of whatever holds the texts."""
+    """One string array without nulls (large_string from 1 GB on) of whatever holds the texts."""
     if isinstance(texts, pa.ChunkedArray):
-        texts = texts.combine_chunks()
+        texts = pa.concat_arrays(texts.cast(pa.large_string()).chunks) if texts.num_chunks else []
     if not isinstance(texts, pa.Array):
         try:
             texts = pa.array(texts, pa.large_string())
         except UnicodeEncodeError:
             texts = pa.array([_without_surrogates(text) for text in texts], pa.large_string())
-    return pc.fill_null(texts.cast(pa.large_string()), "")
+    # Arrow is about twice as fast on 32-bit offsets; marked line ends make a text longer, hence the margin.
+    return pc.fill_null(texts.cast(pa.string() if texts.nbytes < 2**30 else pa.large_string()), "")
 
 
 def ragged_index(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
@@ -100,26 +103,46 @@ def ragged_index(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())
 
 
-def _tokenize_chunks(chunks: list[str]) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """Distinct tokens, the codes of all chunks' tokens one after the other, and the number of tokens of each chunk."""
-    simple = np.fromiter((chunk.isascii() and "@" not in chunk for chunk in chunks), bool, len(chunks))
-    order = np.argsort(~simple, kind="stable")
-    count = int(simple.sum())
-    # One call of the pattern splits them all; a line feed, which no chunk can hold, tells where each ends.
-    plain = "".join(f"{chunks[i]}\n" for i in order[:count])
-    other = "".join(f"{_prepare(chunks[i])}\n" for i in order[count:])
-    pieces = pa.array(_split(_LINE_BREAK.sub(f" {BREAK} ", plain)) + _split(other), pa.large_string())
-    is_end = pc.equal(pieces, "\n")
-    raw = pieces.filter(pc.invert(is_end)).dictionary_encode()
-    finished = pa.array(map(_finish, raw.dictionary.to_pylist()), pa.large_string()).dictionary_encode()
+def _mark_lines_of_column(column: pa.Array) -> pa.Array:
+    several_lines = pc.match_substring_regex(column, "[\n\r]")
+    if not pc.any(several_lines).as_py():
+        return column
+    marked = column.filter(several_lines)
+    for line_end in "\n\r":
+        marked = pc.replace_substring(marked, line_end, _mark_lines(line_end))
+    return pc.replace_with_mask(column, several_lines, marked)
 
-    ends = np.flatnonzero(is_end.to_numpy(zero_copy_only=False))
-    lengths = np.empty(len(chunks), np.int64)
-    lengths[order] = np.diff(ends, prepend=-1) - 1
+
+def _tokenize_chunks(chunks: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
+    """Distinct tokens, the codes of all chunks' tokens one after the other, and the number of tokens of each chunk."""
+    is_whole = pc.match_substring_regex(chunks, _WHOLE)
+    is_hard = pc.match_substring_regex(chunks, "[^\\x00-\\x7f]|@")  # what `_pattern` is slower for
+    groups = [pc.and_not(pc.invert(is_whole), is_hard), pc.and_not(is_hard, is_whole)]
+    order = np.concatenate([np.flatnonzero(group) for group in (is_whole, *groups)])
+    # One call of the pattern splits a whole group; a line feed, which no chunk can hold, tells where each chunk ends.
+    pieces = [piece for group in groups for piece in _split(_lines(chunks.filter(group)))]
+    pieces = pa.array(pieces, chunks.type)
+    is_end = pc.equal(pieces, "\n")
+    ends = np.flatnonzero(is_end)
+    raw = pa.concat_arrays([chunks.filter(is_whole), pieces.filter(pc.invert(is_end))]).dictionary_encode()
+    finished = _finish_column(raw.dictionary).dictionary_encode()
     codes = finished.indices.to_numpy()[raw.indices.to_numpy()]
-    in_place = np.empty(len(codes), np.int32)
+
+    lengths = np.ones(len(chunks), np.int64)
+    lengths[order[len(chunks) - len(ends) :]] = np.diff(ends, prepend=-1) - 1
+    in_place = np.empty_like(codes)
     in_place[ragged_index((np.cumsum(lengths) - lengths)[order], lengths[order])] = codes
     return finished.dictionary, in_place, lengths
+
+
+def _lines(chunks: pa.Array) -> str:
+    return "".join(f"{chunk}\n" for chunk in chunks.to_pylist())
+
+
+def _finish_column(tokens: pa.Array) -> pa.Array:
+    unfinished = pc.match_substring_regex(tokens, _UNFINISHED)
+    finished = map(_finish, tokens.filter(unfinished).to_pylist())
+    return pc.replace_with_mask(tokens, unfinished, pa.array(finished, tokens.type))
 
 
 def _without_surrogates(text: str) -> str:
@@ -133,25 +156,28 @@ def _mark_lines(text: str) -> str:
     return text.replace("\n", r" \n ").replace("\r", r" \r ")
 
 
-def _prepare(text: str) -> str:
-    """The text ready for the pattern: lower case, breaks as tokens, ASCII punctuation, single spaces."""
-    text = _VARIATION_SELECTOR.sub("", _LINE_BREAK.sub(f" {BREAK} ", text.lower()))
-    return " ".join(word if word.isascii() else _normalize(word) for word in text.split())
+def _split(text: str) -> list[str]:
+    """What the pattern finds in the text once that is lower case, its breaks tokens, its Unicode punctuation ASCII."""
+    prepared = _LINE_BREAK.sub(f" {BREAK} ", text.lower())
+    if not text.isascii():
+        # Word by word in the published code; the same on the whole, since nothing composes across white space.
+        prepared = normalize("NFKC", _VARIATION_SELECTOR.sub("", prepared))
+        prepared = _NOT_ASCII.sub(_to_ascii_punctuation, prepared)
+    return list(filter(None, _pattern(text.isascii(), "@" in prepared).findall(prepared)))
 
 
-def _normalize(word: str) -> str:
-    return "".join(map(_to_ascii_punctuation, normalize("NFKC", word)))
+def _to_ascii_punctuation(found: re.Match[str]) -> str:
+    ascii_form = unidecode(found[0]).lower()
+    return ascii_form if ascii_form and _ASCII_PUNCTUATION.issuperset(ascii_form) else found[0]
 
 
 @cache
-def _to_ascii_punctuation(character: str) -> str:
-    ascii_form = unidecode(character).lower()
-    return ascii_form if ascii_form and _ASCII_PUNCTUATION.issuperset(ascii_form) else character
-
-
-def _split(prepared: str) -> Iterable[str]:
-    pattern = _TOKEN if "@" in prepared else _TOKEN_WITHOUT_AT
-    return list(filter(None, pattern.findall(prepared)))
+def _pattern(is_ascii: bool, has_at: bool) -> re.Pattern[str]:
+    """The pattern for texts of one kind: each leaves out only what cannot match there, and is the faster for it."""
+    forms = "|".join((_WEB, _EMAIL, *_FORMS) if has_at else (_WEB, *_FORMS))
+    # As published, case does not count; that only shows where NFKC, after the lowering, made capitals out of signs.
+    # A line feed is a token here: it ends a chunk in `_tokenize_chunks`, and elsewhere none is left by now.
+    return re.compile(rf"[^\S\n]+|(\n|{forms})", re.NOFLAG if is_ascii else re.IGNORECASE)
 
 
 def _finish(token: str) -> str:
