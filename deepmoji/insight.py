@@ -1,0 +1,158 @@
+"""What a pretrained model learned, as pictures and lists: which emojis it confuses, which it takes for kin."""
+
+import csv
+import unicodedata
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties, findfont, get_font
+from numpy.typing import NDArray
+from scipy.cluster.hierarchy import dendrogram, linkage  # type: ignore[import-untyped]
+from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
+from scipy.stats import spearmanr  # type: ignore[import-untyped]
+
+from deepmoji.errors import InputError
+from deepmoji.model import DeepMoji, lengths_of, probabilities
+from deepmoji.vocabulary import Vocabulary
+
+Floats = NDArray[np.float64]
+
+# One word decides, one word has many uses, one word turns the meaning (paper, section 5 and its blog post).
+PHRASES = (
+    "this is shit",
+    "this is the shit",
+    "i love mom's cooking",
+    "i love how you never reply back",
+    "i love cruising with my homies",
+    "i love messing with yo mind",
+    "i love you and now you're just gone",
+    "happy",
+    "not happy",
+    "very happy",
+)
+
+
+def similarities(logits: NDArray[np.float32]) -> Floats:
+    """(C, C) correlations between labels of their log-probabilities over texts, logits (P, C)."""
+    scores = torch.log_softmax(torch.from_numpy(logits).double(), dim=1).numpy()
+    centred = scores - scores.mean(0)
+    norms = np.sqrt((centred**2).sum(0))
+    norms[norms == 0] = 1.0
+    likeness: Floats = np.clip((centred.T @ centred) / np.outer(norms, norms), -1.0, 1.0)
+    return likeness
+
+
+def nearest_labels(likeness: Floats, labels: Sequence[str], count: int = 3) -> dict[str, list[str]]:
+    """For each label the labels most like it, best first."""
+    order = np.argsort(-likeness, axis=1, kind="stable")
+    return {label: [labels[other] for other in order[i] if other != i][:count] for i, label in enumerate(labels)}
+
+
+def phrase_predictions(
+    model: DeepMoji, vocabulary: Vocabulary, labels: Sequence[str], max_length: int, top: int = 5
+) -> list[dict[str, Any]]:
+    """The fixed phrases, each with its most probable labels and their probabilities (three digits)."""
+    ids = torch.from_numpy(vocabulary.encode(list(PHRASES), max_length).astype(np.int64))
+    with torch.inference_mode():
+        chances = probabilities(model.eval()(ids, lengths_of(ids)), model.task).numpy()
+    rows = []
+    for phrase, row in zip(PHRASES, chances, strict=True):
+        best = np.argsort(-row, kind="stable")[:top]
+        rows.append(
+            {"text": phrase, "labels": [{"label": labels[i], "probability": round(float(row[i]), 3)} for i in best]}
+        )
+    return rows
+
+
+def sentiment_agreement(likeness: Floats, labels: Sequence[str], ranking: Path) -> float:
+    """Spearman correlation, over pairs of labels, of the model's likeness and nearness in sentiment.
+
+    `ranking`: CSV with columns Emoji, Negative, Neutral, Positive (counts), as the Emoji Sentiment Ranking.
+    Nearness is minus the distance of the two mean sentiments. InputError: a file of another form.
+    """
+    wanted = {"Emoji", "Negative", "Neutral", "Positive"}
+    try:
+        with ranking.open(encoding="utf-8-sig", newline="") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{ranking} cannot be read ({error}): name the CSV of the emoji sentiment ranking.") from None
+    if not rows or not wanted <= set(rows[0]):
+        raise InputError(f"{ranking} lacks one of the columns {', '.join(sorted(wanted))}: name another file.")
+    known = {}
+    for row in rows:
+        negative, neutral, positive = (float(row[name]) + 1 for name in ("Negative", "Neutral", "Positive"))
+        known[row["Emoji"].replace("\ufe0f", "")] = (positive - negative) / (negative + neutral + positive)
+    places = [i for i, label in enumerate(labels) if label.replace("\ufe0f", "") in known]
+    if len(places) < 3:
+        raise InputError(f"{ranking} knows {len(places)} of the labels: at least 3 are needed to compare.")
+    values = np.array([known[labels[i].replace("\ufe0f", "")] for i in places])
+    upper = np.triu_indices(len(places), 1)
+    nearness = -np.abs(values[:, None] - values[None, :])
+    return float(spearmanr(likeness[np.ix_(places, places)][upper], nearness[upper]).statistic)
+
+
+def draw_plots(
+    folder: Path,
+    confusion: NDArray[np.int64],
+    likeness: Floats,
+    labels: Sequence[str],
+    history: Sequence[dict[str, float]],
+) -> None:
+    """Write confusion.png, learning.png and dendrogram.png; the same numbers give the same bytes."""
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [describe(label) for label in labels]
+    side = max(4.0, 0.2 * len(labels) + 2.5)
+
+    figure, axes = _figure(side + 1, side)
+    image = axes.imshow(confusion / np.maximum(confusion.sum(1, keepdims=True), 1), cmap="viridis", vmin=0)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    axes.set_title("Share of a label's test texts by predicted label")
+    figure.colorbar(image, shrink=0.6)
+    _write(figure, folder / "confusion.png")
+
+    figure, axes = _figure(6, 4)
+    for key, name in (("train_loss", "training"), ("validation_loss", "validation")):
+        axes.plot([row["epoch"] for row in history], [row[key] for row in history], marker="o", label=name)
+    axes.set_xlabel("epoch")
+    axes.set_ylabel("loss (nats per example)")
+    axes.set_title("Learning curve")
+    axes.legend()
+    _write(figure, folder / "learning.png")
+
+    figure, axes = _figure(6, side)
+    axes.set_title("Labels by how the model predicts them (1 - correlation)")
+    if len(labels) > 1:
+        distances = 1 - (likeness + likeness.T) / 2
+        np.fill_diagonal(distances, 0)
+        tree = linkage(squareform(np.maximum(distances, 0), checks=False), method="average")
+        dendrogram(tree, labels=names, orientation="left", ax=axes, leaf_font_size=6)
+    _write(figure, folder / "dendrogram.png")
+
+
+def describe(label: str) -> str:
+    """A label as the plot font can write it: the emoji where it has the glyph, and its Unicode name."""
+    if label.isascii() or label[0].isalpha():
+        return label
+    name = unicodedata.name(label[0], "unnamed").lower()
+    glyphs = get_font(findfont(FontProperties()))
+    return f"{label[0]} {name}" if glyphs.get_char_index(ord(label[0])) else name
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    # Figures without pyplot: no global state, no display, safe in threads.
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure, figure.add_subplot()
+
+
+def _write(figure: Figure, path: Path) -> None:
+    figure.savefig(path, dpi=110, metadata={"Software": None})

@@ -1,0 +1,220 @@
+"""The network: embedding -> tanh -> BiLSTM -> BiLSTM -> attention over [lstm1, lstm0, embedding] -> output.
+
+Shapes: B batch, T tokens, E embedding_size, H hidden_size, C classes, F features = 4H + E.
+Rows are right-padded with id 0 up to T; what stands behind a row's length never reaches its result.
+Source: paper, section 3.2 (architecture); Keras' hard sigmoid is needed only for the published weights.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+
+from deepmoji.errors import UsageError
+
+Task = Literal["multiclass", "binary", "multilabel"]
+RecurrentActivation = Literal["sigmoid", "hard_sigmoid"]
+
+TASKS = ("multiclass", "binary", "multilabel")
+RECURRENT_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
+LAYERS = ("embedding", "lstm0", "lstm1", "attention", "output")
+
+
+class DeepMoji(nn.Module):
+    """DeepMoji with flat arguments; 22.4 M parameters with 50,000 words, 64 classes and the default sizes.
+
+    `classes` counts output columns: a binary task has one. `embedding_dropout` drops whole embedding channels of
+    a text, `final_dropout` single features. Without `attention` the features are the two last states of `lstm1`
+    (the paper's plain LSTM, section 5.3), so (B, 2H). UsageError: an argument outside its range.
+    """
+
+    def __init__(
+        self,
+        vocabulary_size: int,
+        classes: int,
+        embedding_size: int = 256,
+        hidden_size: int = 512,
+        task: Task = "multiclass",
+        recurrent_activation: RecurrentActivation = "sigmoid",
+        embedding_dropout: float = 0.25,
+        final_dropout: float = 0.5,
+        attention: bool = True,
+    ) -> None:
+        super().__init__()
+        self.config = {
+            "vocabulary_size": vocabulary_size,
+            "classes": classes,
+            "embedding_size": embedding_size,
+            "hidden_size": hidden_size,
+            "task": task,
+            "recurrent_activation": recurrent_activation,
+            "embedding_dropout": embedding_dropout,
+            "final_dropout": final_dropout,
+            "attention": attention,
+        }
+        _check(self.config)
+        self.task: Task = task
+        self.feature_size = 4 * hidden_size + embedding_size if attention else 2 * hidden_size
+        layer = HardSigmoidLSTM if recurrent_activation == "hard_sigmoid" else nn.LSTM
+        self.embedding = nn.Embedding(vocabulary_size, embedding_size, padding_idx=0)
+        self.lstm0 = layer(embedding_size, hidden_size, batch_first=True, bidirectional=True)
+        self.lstm1 = layer(2 * hidden_size, hidden_size, batch_first=True, bidirectional=True)
+        self.attention = Attention(self.feature_size) if attention else None
+        self.output = nn.Linear(self.feature_size, classes)
+        self.channel_dropout = nn.Dropout1d(embedding_dropout)
+        self.final_dropout = nn.Dropout(final_dropout)
+        self._initialise()
+
+    def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        """Logits (B, C) float32 of ids (B, T) int64 with lengths (B,) int64, best kept on the CPU."""
+        features, _ = self.features(ids, lengths)
+        return self.output(self.final_dropout(features)).float()
+
+    def features(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (B, F) float32 and attention weights (B, T), which sum to 1 over a row's tokens.
+
+        A row of length 0 has features and attention 0. Without attention the weights are all 0.
+        """
+        if ids.shape[1] == 0:  # only empty texts: one column of padding gives the layers something to run on
+            features, weights = self.features(ids.new_zeros(ids.shape[0], 1), lengths)
+            return features, weights[:, :0]
+        lengths = lengths.cpu()  # packing wants them there; a copy only if the caller left them on a GPU
+        embedded = torch.tanh(self.embedding(ids))  # (B, T, E)
+        # Dropout1d drops channels of (B, E, T): one draw per text and channel, the same for all its tokens.
+        embedded = self.channel_dropout(embedded.transpose(1, 2)).transpose(1, 2)
+        states0, _ = _recur(self.lstm0, embedded, lengths)  # (B, T, 2H)
+        states1, last1 = _recur(self.lstm1, states0, lengths)  # (B, T, 2H), (B, 2H)
+        present = torch.arange(ids.shape[1])[None, :] < lengths[:, None]  # (B, T)
+        present = present.to(ids.device, non_blocking=True)
+        if self.attention is None:
+            return last1.float() * present[:, :1], torch.zeros(present.shape, device=ids.device)
+        features, weights = self.attention([states1, states0, embedded], present)
+        return features, weights
+
+    def _initialise(self) -> None:
+        """Keras' defaults, as the paper's code: uniform embedding, orthogonal recurrence, forget gate open."""
+        nn.init.uniform_(self.embedding.weight, -0.5, 0.5)
+        with torch.no_grad():
+            self.embedding.weight[0].zero_()
+        for lstm in (self.lstm0, self.lstm1):
+            for name, parameter in lstm.named_parameters():
+                if "weight_ih" in name:
+                    nn.init.xavier_uniform_(parameter)
+                elif "weight_hh" in name:
+                    for gate in parameter.data.chunk(4):
+                        nn.init.orthogonal_(gate)
+                else:
+                    nn.init.zeros_(parameter)
+                    if "bias_ih" in name:
+                        with torch.no_grad():
+                            parameter.chunk(4)[1].fill_(1.0)
+        nn.init.xavier_uniform_(self.output.weight)
+        nn.init.zeros_(self.output.bias)
+
+
+class Attention(nn.Module):
+    """One weight per channel and no bias: a softmax over x_t . w along the tokens of a text, padding left out."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(size).uniform_(-0.05, 0.05))
+
+    def forward(self, parts: list[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted sum (B, F) float32 of the parts (B, T, f), concatenated, and the weights (B, T)."""
+        # Part by part: the (B, T, F) concatenation would be written and read again for nothing.
+        vectors = self.weight.split([part.shape[2] for part in parts])
+        scores = torch.stack(
+            [(part @ vector.to(part.dtype)).float() for part, vector in zip(parts, vectors, strict=True)]
+        )
+        scores = scores.sum(0).masked_fill(~present, -torch.inf)  # (B, T)
+        scores = scores.masked_fill(~present.any(1, keepdim=True), 0.0)  # no softmax over nothing
+        weights = torch.softmax(scores, dim=1) * present
+        summed = [torch.bmm(weights[:, None].to(part.dtype), part)[:, 0].float() for part in parts]
+        return torch.cat(summed, dim=1), weights
+
+
+class HardSigmoidLSTM(nn.LSTM):
+    """One bidirectional layer whose gates use Keras' hard sigmoid, clip(0.2 x + 0.5, 0, 1); weights as nn.LSTM's."""
+
+    def forward(  # type: ignore[override]
+        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
+        """States and last states of (B, T, input_size) or of a packed sequence, in the form that came."""
+        if isinstance(input, PackedSequence):
+            padded, lengths = pad_packed_sequence(input, batch_first=True)
+            states, last = self._run(padded, lengths)
+            packed = pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
+            return packed, last
+        lengths = torch.full((input.shape[0],), input.shape[1])
+        return self._run(input, lengths)
+
+    def _run(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        # Both directions step together, the backward one over each text reversed within its length.
+        b, t, _ = x.shape
+        steps = torch.arange(t)[None, :]
+        turned = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps).to(x.device)  # (B, T)
+        rows = torch.arange(b, device=x.device)[:, None]
+        forward_gates = nn.functional.linear(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)
+        backward_gates = nn.functional.linear(
+            x, self.weight_ih_l0_reverse, self.bias_ih_l0_reverse + self.bias_hh_l0_reverse
+        )
+        gates = torch.stack([forward_gates, backward_gates[rows, turned]])  # (2, B, T, 4H)
+        recurrent = torch.stack([self.weight_hh_l0.T, self.weight_hh_l0_reverse.T]).to(gates.dtype)  # (2, H, 4H)
+        hidden = gates.new_zeros(2, b, self.hidden_size)
+        cell = torch.zeros(2, b, self.hidden_size, device=x.device)
+        states = []
+        for step in range(t):
+            total = torch.baddbmm(gates[:, :, step], hidden, recurrent).float()
+            i, f, g, o = total.chunk(4, dim=2)
+            cell = _hard_sigmoid(f) * cell + _hard_sigmoid(i) * torch.tanh(g)
+            hidden = (_hard_sigmoid(o) * torch.tanh(cell)).to(gates.dtype)
+            states.append(hidden)
+        outputs = torch.stack(states, dim=2)  # (2, B, T, H)
+        joined = torch.cat([outputs[0], outputs[1][rows, turned]], dim=2)
+        ends = (lengths - 1).to(x.device)
+        last = outputs[:, torch.arange(b, device=x.device), ends]
+        return joined, (last, cell)
+
+
+def _hard_sigmoid(x: Tensor) -> Tensor:
+    return torch.clamp(0.2 * x + 0.5, 0.0, 1.0)
+
+
+def _recur(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    """States (B, T, 2H) and last states (B, 2H) of x (B, T, ...); packed only where lengths differ."""
+    t = x.shape[1]
+    if bool((lengths == t).all()):
+        states, (last, _) = lstm(x)
+    else:
+        packed = pack_padded_sequence(x, lengths.clamp(min=1), batch_first=True, enforce_sorted=False)
+        packed_states, (last, _) = lstm(packed)
+        states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=t)
+    return states, last.transpose(0, 1).flatten(1)
+
+
+def _check(config: dict[str, object]) -> None:
+    for name in ("vocabulary_size", "classes", "embedding_size", "hidden_size"):
+        value = config[name]
+        if not isinstance(value, int) or value < 1:
+            raise UsageError(f"The model's {name} is {value!r}: give a whole number above 0.")
+    for name, choices in (("task", TASKS), ("recurrent_activation", RECURRENT_ACTIVATIONS)):
+        if config[name] not in choices:
+            raise UsageError(f"The model's {name} is {config[name]!r}: choose one of {', '.join(choices)}.")
+    if config["task"] == "binary" and config["classes"] != 1:
+        raise UsageError(f"A binary model has one output column, not {config['classes']}: give classes=1.")
+    for name in ("embedding_dropout", "final_dropout"):
+        value = config[name]
+        if not isinstance(value, int | float) or not 0 <= value < 1:
+            raise UsageError(f"The model's {name} is {value!r}: give a share from 0 up to, not including, 1.")
+
+
+def lengths_of(ids: Tensor) -> Tensor:
+    """Tokens per row (B,) int64 of zero-padded ids (B, T): up to the last id that is not 0."""
+    positions = torch.arange(1, ids.shape[1] + 1, device=ids.device)
+    return ((ids != 0) * positions).amax(dim=1) if ids.shape[1] else torch.zeros(ids.shape[0], dtype=torch.int64)
+
+
+def probabilities(logits: Tensor, task: str) -> Tensor:
+    """Probabilities of logits (B, C): softmax over classes, or a sigmoid per column for binary and multilabel."""
+    return torch.softmax(logits, dim=1) if task == "multiclass" else torch.sigmoid(logits)

@@ -1,0 +1,212 @@
+"""The pretraining stage: predict which emoji stood in the text (paper, section 3.1), then say how well it does.
+
+deepmoji pretrain                                    one process, CPU or GPU
+torchrun --nproc-per-node 2 -m deepmoji pretrain     the same stage on more
+"""
+
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from numpy.typing import NDArray
+
+from deepmoji.checkpoints import clear_state, count_parameters, save_model, write_json
+from deepmoji.emojis import load_labels
+from deepmoji.errors import InputError, TrainingError
+from deepmoji.insight import draw_plots, nearest_labels, phrase_predictions, sentiment_agreement, similarities
+from deepmoji.model import DeepMoji
+from deepmoji.progress import Report
+from deepmoji.tokens import load_store
+from deepmoji.training import Phase, fit, predict_logits
+from deepmoji.vocabulary import Vocabulary
+
+log = logging.getLogger(__name__)
+
+RANK_TIMEOUT = timedelta(seconds=45)  # a process that hangs is noticed within a minute
+
+
+def pretrain(
+    tokens: Path,
+    out: Path,
+    *,
+    embedding_size: int,
+    hidden_size: int,
+    embedding_dropout: float,
+    final_dropout: float,
+    attention: bool,
+    learning_rate: float,
+    batch_size: int,
+    epochs: int,
+    epoch_size: int | None,
+    patience: int | None,
+    balance: float,
+    precision: str,
+    checkpoint_seconds: float,
+    seed: int,
+    checkpoints: Path | None = None,
+    sentiment_ranking: Path | None = None,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Train on a token store and write a model folder with plots and insight.json to `out`; returns the metrics.
+
+    Top-1, top-5 and loss on the test split, where every label weighs the same, beside those of its rows as they
+    come; per label precision, recall and rows; the confusion matrix (true, predicted). Under torchrun the first
+    process writes; the others return {} when the training is done. `sentiment_ranking`: a CSV of emojis with
+    sentiment counts, against which the similarities are checked. TrainingError, InputError: see errors.
+    """
+    vocabulary = Vocabulary.load(tokens / "vocabulary.json")
+    labels = load_labels(tokens / "labels.json").names
+    splits = {name: load_store(tokens / name) for name in ("train", "val", "test")}
+    for name, examples in splits.items():
+        if len(examples.rows) == 0:
+            raise InputError(f"The {name} split of {tokens} holds no examples: give more text, or smaller splits.")
+    with _processes() as rank:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = DeepMoji(
+                len(vocabulary),
+                len(labels),
+                embedding_size=embedding_size,
+                hidden_size=hidden_size,
+                embedding_dropout=embedding_dropout,
+                final_dropout=final_dropout,
+                attention=attention,
+            )
+        result = fit(
+            model,
+            splits["train"],
+            splits["val"],
+            [Phase("pretrain", ("all",), learning_rate, epochs, patience, epoch_size)],
+            batch_size=batch_size,
+            seed=seed,
+            balance=balance,
+            precision=precision,
+            checkpoints=checkpoints,
+            checkpoint_seconds=checkpoint_seconds,
+            report=report,
+            context={"vocabulary": vocabulary.digest, "labels": " ".join(labels)},
+        )
+    if rank > 0:
+        return {}
+    test = splits["test"]
+    logits = predict_logits(model, test, precision=precision)[test.rows]
+    history = result.phases[0]["history"]
+    metrics = evaluate(logits, test.targets, labels) | {
+        "epochs": result.phases[0]["epochs"],
+        "validation_loss": result.phases[0]["best_validation_loss"],
+        "parameters": count_parameters(model),
+        "train_examples": len(splits["train"].rows),
+        "test_examples": len(test.rows),
+    }
+    likeness = similarities(logits)
+    if sentiment_ranking is not None:
+        metrics["sentiment_rank_correlation"] = sentiment_agreement(likeness, labels, sentiment_ranking)
+    max_length = int(max(np.diff(examples.offsets).max() for examples in splits.values()))
+    insight = {
+        "nearest": nearest_labels(likeness, labels),
+        "phrases": phrase_predictions(model, vocabulary, labels, max_length),
+    }
+
+    def attach(folder: Path) -> None:
+        write_json(folder / "insight.json", insight)
+        draw_plots(folder / "plots", np.array(metrics["confusion"]), likeness, labels, history)
+
+    save_model(
+        out,
+        model,
+        vocabulary,
+        labels,
+        metrics={**metrics, "history": history},
+        card=_card(metrics, model, len(vocabulary), labels),
+        extra={"max_length": max_length},
+        attach=attach,
+    )
+    if checkpoints is not None:
+        clear_state(checkpoints)
+    log.info("top-1 %.3f, top-5 %.3f, loss %.3f on the test split", metrics["top1"], metrics["top5"], metrics["loss"])
+    return metrics
+
+
+def evaluate(logits: NDArray[np.float32], targets: NDArray[np.int64], labels: Sequence[str]) -> dict[str, Any]:
+    """Metrics of logits (P, C) against targets (P,); labels without a test example have recall null.
+
+    `top1`, `top5`, `loss` weigh every label the same; `rows` holds them over the examples as they come.
+    """
+    scores = torch.from_numpy(logits).double()
+    truth = torch.from_numpy(np.asarray(targets))
+    losses = torch.nn.functional.cross_entropy(scores, truth, reduction="none").numpy()
+    order = torch.argsort(scores, dim=1, descending=True, stable=True).numpy()
+    per_row = {
+        "top1": (order[:, :1] == targets[:, None]).any(1).astype(float),
+        "top5": (order[:, :5] == targets[:, None]).any(1).astype(float),
+        "loss": losses,
+    }
+    counts = np.bincount(targets, minlength=len(labels))
+    weights = 1.0 / (counts[targets] * np.count_nonzero(counts))
+    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
+    np.add.at(confusion, (targets, order[:, 0]), 1)
+    predicted = confusion.sum(0)
+    hits = confusion.diagonal()
+    return {
+        **{name: float(values @ weights) for name, values in per_row.items()},
+        "rows": {name: float(values.mean()) for name, values in per_row.items()},
+        "per_label": {
+            label: {
+                "precision": float(hits[i] / predicted[i]) if predicted[i] else None,
+                "recall": float(hits[i] / counts[i]) if counts[i] else None,
+                "examples": int(counts[i]),
+            }
+            for i, label in enumerate(labels)
+        },
+        "confusion": confusion.tolist(),
+    }
+
+
+@contextmanager
+def _processes() -> Iterator[int]:
+    """Join the processes that torchrun started, if it did; yields this one's rank."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield 0
+        return
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    try:
+        dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo", timeout=RANK_TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        raise TrainingError(
+            f"The processes of this training did not find each other ({' '.join(str(error).split())[:200]}): "
+            "start them with torchrun."
+        ) from None
+    try:
+        yield dist.get_rank()
+    finally:
+        dist.destroy_process_group()
+
+
+def _card(metrics: dict[str, Any], model: DeepMoji, words: int, labels: Sequence[str]) -> str:
+    return f"""# DeepMoji, pretrained
+
+Reads a short English text and says which of {len(labels)} emojis its writer may have used. Architecture: DeepMoji
+(Felbo et al., EMNLP 2017); {metrics["parameters"]:,} parameters, {words:,} words, embedding
+{model.config["embedding_size"]}, hidden size {model.config["hidden_size"]} per direction.
+
+| measured on {metrics["test_examples"]:,} held-out examples | every label the same weight | rows as they come |
+|---|---|---|
+| top-1 accuracy | {metrics["top1"]:.3f} | {metrics["rows"]["top1"]:.3f} |
+| top-5 accuracy | {metrics["top5"]:.3f} | {metrics["rows"]["top5"]:.3f} |
+| loss | {metrics["loss"]:.3f} | {metrics["rows"]["loss"]:.3f} |
+
+Trained on {metrics["train_examples"]:,} examples. Guessing gives a top-1 accuracy of {1 / len(labels):.3f}.
+
+Labels: {" ".join(labels)}
+
+Limits: it knows what its corpus knew, prejudice included; words it never saw are one and the same to it; it says
+what emoji a text resembles, not what a person feels. Not for decisions about people.
+"""
