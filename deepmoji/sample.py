@@ -21,8 +21,8 @@ from deepmoji.errors import InputError
 
 T = TypeVar("T")
 SEED = 2017
-LEAST_PER_EMOJI = 280
-BY_WEIGHT = 10_300  # further tweets, shared out by the emojis' weights: common ones come more often
+LEAST_PER_EMOJI = 200
+BY_WEIGHT = 15_500  # further tweets, shared out by the emojis' weights: common ones come more often
 TWEET_FILES = 3
 SET_SIZES = {"train": 200, "val": 100, "test": 800}
 EMOTIONS = ("joy", "love", "sadness", "anger", "fear")
