@@ -67,7 +67,7 @@ def _raw_pickle(classes: tuple[str, ...], folder: Path) -> Table:
     for row in info:
         label = row.get("label")
         flags = np.atleast_1d(np.asarray(label))
-        whole = flags.size == 1 and flags.dtype.kind in "iu"
+        whole = flags.size == 1 and flags.dtype.kind in "iub"
         ids = [int(flags[0])] if whole else np.flatnonzero(flags).tolist()
         if not (whole or flags.shape == (len(classes),)) or any(not 0 <= id_ < len(classes) for id_ in ids):
             raise InputError(f"{path} has the label {label!r}, where one of {len(classes)} classes was expected.")
@@ -227,7 +227,9 @@ def _class_id(written: str, path: Path, classes: Sequence[str]) -> int:
 
 
 def _clean(text: str) -> str:
-    return html.unescape(text).strip()
+    while (plain := html.unescape(text)) != text:  # some tweets are escaped twice or more
+        text = plain
+    return text.strip()
 
 
 def _unquote(text: str) -> str:

@@ -18,11 +18,11 @@ from deepmoji.errors import InputError
 class _Dtype:
     """What a pickled numpy dtype says: its code, such as i8, and its byte order."""
 
-    def __init__(self, code: bytes, *_: object) -> None:
-        self.code, self.order = code.decode("ascii"), "<"
+    def __init__(self, code: bytes | str, *_: object) -> None:
+        self.code, self.order = _text(code), "<"
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        self.order = {b"<": "<", b">": ">", b"|": "|"}[state[1]]
+        self.order = {"<": "<", ">": ">", "|": "|"}[_text(state[1])]
 
 
 class _Array:
@@ -75,7 +75,7 @@ def read_raw_pickle(path: Path) -> dict[str, Any]:
     """
     try:
         content = _Restricted(io.BytesIO(path.read_bytes()), encoding="bytes").load()
-        raw = {key.decode("ascii"): value for key, value in content.items()}
+        raw = {_text(key): value for key, value in content.items()}
         return {
             "texts": [_text(value) for value in raw["texts"]],
             "info": [{_text(key): _plain(value) for key, value in row.items()} for row in raw["info"]],
