@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +174,7 @@ def finetune(project: Project, dataset: str, method: str) -> Numbers:
     from deepmoji.datasets import load_dataset
 
     options = project.params.section("finetune")
-    known = list(options.pop("methods"))  # type: ignore[call-overload]
+    del options["methods"]
     if dataset not in project.params.datasets.names:
         raise UsageError(
             f"There is no dataset {dataset!r} in params.yaml: choose one of {project.params.datasets.names}."
@@ -202,8 +203,52 @@ def finetune(project: Project, dataset: str, method: str) -> Numbers:
         )
         run.metrics(flatten(numbers), 0)
         run.artifacts(out / "results.json")
-    del known
     return numbers
+
+
+def finetune_own(
+    project: Project,
+    table: Path,
+    *,
+    text_column: str,
+    label_column: str,
+    split: str,
+    method: str,
+    model: str,
+    name: str,
+    out: Path | None,
+) -> Numbers:
+    """A user's own table to a model folder, a registered version deepmoji-<name> and a report beside the folder.
+
+    With the options of the section finetune. Writes <out>/model, <out>/report and the table as it was read,
+    <out>/datasets; by default below models/<name> of the project. Errors: see datasets.dataset_from_table.
+    """
+    from deepmoji import benchmark as bench
+    from deepmoji import finetuning, registry
+    from deepmoji.datasets import dataset_from_table, save_dataset
+
+    dataset = replace(
+        dataset_from_table(table, text_column, label_column, split, project.params.benchmark.seed), name=name
+    )
+    options = project.params.section("finetune")
+    del options["methods"]
+    target = (out or project.root / "models" / name).resolve()
+    folder = target / "finetuned" / dataset.name / method
+    tags = {"dataset": dataset.name, "method": method, "start": model, "data": digest(table)}
+    with stage_run(project, "finetune", f"{name}/{method}", **tags) as run:
+        run.dataset(dataset.name, digest(table), str(table), len(dataset.texts))
+        save_dataset(dataset, target / "datasets" / f"{dataset.name}.parquet")
+        start = registry.resolve(model, project.root)
+        finetuning.finetune(dataset, start, folder, method=method, report=run.metrics, **options)
+        numbers = bench.benchmark(
+            target / "datasets", target / "finetuned", target / "report", **project.params.section("benchmark")
+        )
+        run.metrics(flatten(numbers), 0)
+        run.artifacts(target / "report")
+    version = registry.register(
+        project.root, folder, f"deepmoji-{name}", tags=tags, metrics=flatten(numbers[dataset.name][method])
+    )
+    return {"version": version, "model": str(folder), "report": str(target / "report" / "report.md"), "scores": numbers}
 
 
 def benchmark(project: Project) -> Numbers:

@@ -1,5 +1,6 @@
 """`python -m flows`: the pipeline and its everyday companions, with their surroundings set before Prefect loads."""
 
+import os
 import sys
 import time
 from pathlib import Path
@@ -51,6 +52,17 @@ def release(root: Path, approve: bool) -> None:
     from flows.release import release as release_flow
 
     click.echo(release_flow(str(root), approve))
+
+
+@cli.command()
+@click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+@click.pass_obj
+def ui(root: Path, port: int) -> None:
+    """The MLflow UI over this project's runs and models, on loopback; Ctrl-C ends it."""
+    from deepmoji import tracking
+
+    uri = tracking.prepare(root)
+    os.execvp("mlflow", ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)])
 
 
 def main() -> None:

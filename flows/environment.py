@@ -23,7 +23,9 @@ def environment(root: Path) -> dict[str, str]:
         "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "90",
         "PREFECT_LOGGING_LEVEL": "INFO",
         # Stages are called by name, so the environment's commands must be found whether or not it is activated.
-        "PATH": os.pathsep.join(dict.fromkeys([str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)])),
+        "PATH": os.pathsep.join(
+            dict.fromkeys([str(Path(sys.executable).parent), *os.environ["PATH"].split(os.pathsep)])
+        ),
     }
 
 

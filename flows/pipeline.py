@@ -105,7 +105,9 @@ def reproduce(root: Path, stage: str) -> tuple[int, int]:
             os.killpg(process.pid, signal.SIGTERM)
             raise
     if code != 0:
-        reason = next((line for line in tail if line.startswith(("error", TEMPORARY))), "") or " / ".join(list(tail)[-3:])
+        reason = next((line for line in tail if line.startswith(("error", TEMPORARY))), "") or " / ".join(
+            list(tail)[-3:]
+        )
         raise StageFailed(f"The stage {stage} failed: {reason}", temporary=reason.startswith(TEMPORARY))
     # Items taken from DVC's run cache are announced as such and count as unchanged: no work was done.
     return ran, unchanged
@@ -132,7 +134,9 @@ def stage_numbers(root: Path, stage: str) -> dict[str, float]:
     numbers: dict[str, float] = {}
     for path in sorted((root / "artifacts" / "finetuned").glob("*/*/results.json")):
         results = json.loads(path.read_text(encoding="utf-8"))
-        numbers[f"{path.parts[-3]} {path.parts[-2]} {results['metric']}"] = float(results["test"])
+        numbers[f"{path.parts[-3]} {path.parts[-2]} {results['metric']}"] = float(
+            results["mean"]["test"][results["metric"]]
+        )
     return numbers
 
 
@@ -149,5 +153,5 @@ def pipeline(root: str, preset: str, promote: bool = True) -> list[StageResult]:
             return results
     except Timeout:
         raise DeepMojiError(
-            f"Another run of the road holds {project / '.state' / 'pipeline.lock'}: wait until it is done, then run again."
+            f"Another run holds {project / '.state' / 'pipeline.lock'}: wait until it is done, then run again."
         ) from None

@@ -2,7 +2,6 @@
 
 import json
 from pathlib import Path
-from typing import Any
 
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.artifacts import create_markdown_artifact
@@ -12,7 +11,7 @@ from deepmoji.errors import InputError, RegistryError
 
 
 @flow(name="release", flow_run_name="release", retries=0)
-def release(root: str, approval: bool = False) -> str:
+def release(root: str, approval: bool = False) -> int:
     """Register artifacts/pretrained as a challenger and make it the champion if it passes mlflow/promotion.yaml.
 
     Returns the champion's version. A model that is registered already is not registered again. Raises
@@ -23,7 +22,7 @@ def release(root: str, approval: bool = False) -> str:
     gates = registry.load_gates(project / "mlflow" / "promotion.yaml")
     folder = project / "artifacts" / "pretrained"
     tags = challenger_tags(project)
-    version = registry.find(project, model_digest=tags["model_digest"])
+    version = registry.find(project, "model_digest", tags["model_digest"])
     if version is None:
         version = registry.register(project, folder, tags=tags, metrics=release_numbers(project))
         logger.info(f"Registered deepmoji version {version}")
@@ -34,7 +33,9 @@ def release(root: str, approval: bool = False) -> str:
         logger.info(f"deepmoji version {version} waits for approval: resume this flow run to promote it")
         pause_flow_run(timeout=24 * 3600)
     try:
-        registry.promote(project, version, gates)
+        registry.promote(
+            project, version, gates, evaluate=lambda folder: registry.evaluate(folder, project / "artifacts" / "corpus")
+        )
     except RegistryError as refusal:
         create_markdown_artifact(key="release", markdown=f"# Version {version} refused\n\n{refusal}\n")
         raise
@@ -43,30 +44,38 @@ def release(root: str, approval: bool = False) -> str:
 
 
 @flow(name="rollback", flow_run_name="rollback", retries=0)
-def rollback(root: str) -> str:
+def rollback(root: str) -> int:
     """Give the alias champion back to the version that had it before; returns that version."""
     return registry.rollback(Path(root))
 
 
 def challenger_tags(project: Path) -> dict[str, str]:
-    """What a version must carry to be traced back: the model's own bytes, its data and its preset."""
+    """What a version must carry to be traced back: the model's own bytes, its data and its preset.
+
+    `data` is the corpus, not the tokens: two models with other vocabularies still share their test texts.
+    """
     artifacts = project / "artifacts"
     return {
         "model_digest": stages.digest(artifacts / "pretrained"),
-        "data_digest": stages.digest(artifacts / "tokens"),
+        "data": stages.digest(artifacts / "corpus"),
         "preset": stages.Project(project).params.preset,
     }
 
 
 def release_numbers(project: Path) -> dict[str, float]:
-    """The numbers that gates may name: of pretraining as they are, of transfer as benchmark.<...>."""
-    numbers: dict[str, float] = {}
+    """The numbers that gates may name: top1, top5 and loss of pretraining, and what transfer gained by it."""
+    numbers = {}
     for stage in ("pretrain", "benchmark"):
         path = project / "artifacts" / "metrics" / f"{stage}.json"
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            numbers[stage] = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{path} is missing: run the pipeline (`make run`) before a release.") from None
-        prefix = "" if stage == "pretrain" else f"{stage}."
-        numbers |= {f"{prefix}{name}": value for name, value in stages.flatten(content).items()}
-    return numbers
+    emoji = {name: float(numbers["pretrain"][name]) for name in ("top1", "top5", "loss")}
+    gains = {
+        f"gain.{dataset}": methods["chain-thaw"]["mean"] - methods["new"]["mean"]
+        for dataset, methods in numbers["benchmark"].items()
+        if {"chain-thaw", "new"} <= methods.keys()
+    }
+    # Without both methods nothing is known of the transfer; a gate on it then refuses by itself.
+    return emoji | gains | ({"transfer_gain": sum(gains.values()) / len(gains)} if gains else {})

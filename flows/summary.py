@@ -19,8 +19,10 @@ def last_screen(root: Path, results: Sequence["StageResult"], seconds: float) ->
     pretrain = root / "artifacts" / "metrics" / "pretrain.json"
     if pretrain.is_file():
         numbers = json.loads(pretrain.read_text(encoding="utf-8"))
-        lines += [f"Emoji prediction on the balanced test set: top-1 {numbers['top1']:.3f}, top-5 {numbers['top5']:.3f}"]
-    lines += benchmark_table(root / "artifacts" / "benchmark" / "report.json")
+        lines += [
+            f"Emoji prediction on the balanced test set: top-1 {numbers['top1']:.3f}, top-5 {numbers['top5']:.3f}"
+        ]
+    lines += ["", *benchmark_table(root / "artifacts" / "metrics" / "benchmark.json"), ""]
     champion = registry.champion(root)
     lines += [
         f"Champion: deepmoji version {champion}" if champion else "No champion yet.",
@@ -30,7 +32,24 @@ def last_screen(root: Path, results: Sequence["StageResult"], seconds: float) ->
         f"  validation  {root / 'artifacts' / 'validation' / 'validation.html'}",
         f"  MLflow      make ui   (runs and models of {tracking.hide_secrets(tracking.tracking_uri(root))})",
         "Ask it",
-        "  .venv/bin/deepmoji predict \"I love mom's cooking\"",
+        '  .venv/bin/deepmoji predict "I love mom\'s cooking"',
         "  .venv/bin/deepmoji serve      a page and a REST service on loopback",
     ]
     return "\n".join(lines)
+
+
+def benchmark_table(path: Path) -> list[str]:
+    """A line per set and a column per method, each with its mean score on the test split."""
+    if not path.is_file():
+        return []
+    numbers = json.loads(path.read_text(encoding="utf-8"))
+    methods = list(dict.fromkeys(method for scores in numbers.values() for method in scores))
+    width = max(len(name) for name in numbers)
+    return [
+        f"  {'test score':<{width}}" + "".join(f"{method:>12}" for method in methods),
+        *(
+            f"  {name:<{width}}"
+            + "".join(f"{scores[method]['mean']:>12.3f}" if method in scores else f"{'-':>12}" for method in methods)
+            for name, scores in numbers.items()
+        ),
+    ]

@@ -1,0 +1,95 @@
+"""params.yaml is checked as a whole, and presets replace it without losing anything."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deepmoji.config import find_project, load_params, use_preset
+from deepmoji.errors import UsageError
+
+
+@pytest.fixture
+def project(tmp_path: Path, project_root: Path) -> Path:
+    (tmp_path / "presets").mkdir()
+    for preset in (project_root / "presets").glob("*.yaml"):
+        (tmp_path / "presets" / preset.name).write_text(preset.read_text())
+    (tmp_path / "params.yaml").write_text((project_root / "params.yaml").read_text())
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    return tmp_path
+
+
+def change(project: Path, section: str, **values: object) -> None:
+    path = project / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    content[section] |= values
+    path.write_text(yaml.safe_dump(content))
+
+
+def test_every_problem_is_named_at_once(project: Path) -> None:
+    change(project, "pretrain", epochs="four", batch_sise=3)
+    change(project, "ingest", english_share=2.0)
+    with pytest.raises(UsageError) as caught:
+        load_params(project / "params.yaml")
+    message = str(caught.value)
+    assert "3 problem(s)" in message
+    for part in ("pretrain.epochs", "'four'", "pretrain.batch_sise", "ingest.english_share", "2.0"):
+        assert part in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    "content", ["", "[1, 2]", "a: [unclosed", "preset: sample\n"], ids=["empty", "list", "broken", "sections missing"]
+)
+def test_a_file_of_another_kind_is_one_sentence(project: Path, content: str) -> None:
+    (project / "params.yaml").write_text(content)
+    with pytest.raises(UsageError, match=r"params\.yaml"):
+        load_params(project / "params.yaml")
+
+
+def test_whole_numbers_pass_as_rates(project: Path) -> None:
+    change(project, "pretrain", checkpoint_seconds=1)
+    assert load_params(project / "params.yaml").pretrain.checkpoint_seconds == 1.0
+
+
+def test_truth_values_are_no_numbers(project: Path) -> None:
+    change(project, "pretrain", epochs=True)
+    with pytest.raises(UsageError, match=r"pretrain\.epochs"):
+        load_params(project / "params.yaml")
+
+
+def test_unknown_preset_lists_the_known(project: Path) -> None:
+    with pytest.raises(UsageError, match="laptop, paper, sample"):
+        use_preset(project, "desktop", None)
+
+
+def test_preset_takes_the_data_folder_as_it_is(project: Path) -> None:
+    folder = project / 'odd # "name": x'
+    folder.mkdir()
+    assert use_preset(project, "laptop", folder).data == str(folder)
+    assert load_params(project / "params.yaml").data == str(folder)
+
+
+def test_real_preset_without_data_is_refused(project: Path) -> None:
+    before = (project / "params.yaml").read_text()
+    with pytest.raises(UsageError, match="DEEPMOJI_DATA"):
+        use_preset(project, "laptop", None)
+    assert (project / "params.yaml").read_text() == before
+
+
+def test_another_preset_clears_results_and_the_same_keeps_them(project: Path) -> None:
+    (project / "artifacts" / "corpus").mkdir(parents=True)
+    use_preset(project, "sample", None)
+    assert (project / "artifacts").exists()
+    use_preset(project, "laptop", project)
+    assert not (project / "artifacts").exists()
+
+
+def test_project_is_found_from_below_and_missed_elsewhere(
+    project: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    below = project / "a" / "b"
+    below.mkdir(parents=True)
+    assert find_project(below) == project
+    with pytest.raises(UsageError, match="--project"):
+        find_project(tmp_path_factory.mktemp("elsewhere"))

@@ -1,0 +1,245 @@
+"""The rules of the house: layout, import direction, one door per heavy dependency, stages and flows that agree."""
+
+import ast
+import importlib.metadata
+import importlib.util
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from click.testing import CliRunner
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from deepmoji.cli import cli
+from deepmoji.config import Params, load_params
+
+# From left to right, a module may import only what stands left of it, or beside it in the same group.
+ORDER = (
+    {"errors", "progress", "provenance"},
+    {"config"},
+    {"emojis"},
+    {"text"},
+    {"vocabulary"},
+    {"readers", "rawpickle", "dataset_formats", "owntable", "english"},
+    {"rows", "filters", "funnel", "shards", "splits", "corpus", "datasets", "sample", "encoding"},
+    {"tokens"},
+    {"validation", "validation_frames", "validation_report"},
+    {"model", "checkpoints", "weights", "weight_layouts", "cards"},
+    {"batches", "optimiser", "precision", "distributed", "training"},
+    {"metrics", "predictions"},
+    {"insight", "pretraining"},
+    {"schedules", "finetuning", "baselines", "baselines_lstm"},
+    {"benchmark", "report"},
+    {"inference"},
+    {"gates", "tracking", "pyfunc", "registry"},
+    {"serving"},
+    {"stages"},
+    {"cli"},
+)
+DOORS = {
+    "mlflow": {"tracking", "pyfunc"},
+    "great_expectations": {"validation"},
+    "fastapi": {"serving"},
+    "safetensors": {"checkpoints"},
+    "h5py": {"weights"},
+    "prefect": set(),
+    "dvc": set(),
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that a file imports, at any depth."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def modules(root: Path) -> list[Path]:
+    return sorted(path for path in (root / "deepmoji").glob("*.py") if path.stem != "__init__")
+
+
+def test_every_module_has_a_place_in_the_order(project_root: Path) -> None:
+    placed = set().union(*ORDER)
+    assert {path.stem for path in modules(project_root)} <= placed
+
+
+def test_imports_go_one_way(project_root: Path) -> None:
+    place = {name: index for index, group in enumerate(ORDER) for name in group}
+    wrong = [
+        f"{path.stem} imports {name}"
+        for path in modules(project_root)
+        for name in {part.split(".")[1] for part in imports(path) if part.startswith("deepmoji.")}
+        if name in place and place[name] > place[path.stem]
+    ]
+    assert wrong == []
+
+
+def test_each_heavy_dependency_has_one_door(project_root: Path) -> None:
+    wrong = [
+        f"{path.stem} imports {name}"
+        for path in modules(project_root)
+        for name in {part.split(".")[0] for part in imports(path)}
+        if name in DOORS and path.stem not in DOORS[name]
+    ]
+    assert wrong == []
+
+
+def test_text_modules_do_without_torch(project_root: Path) -> None:
+    left = set().union(*ORDER[: next(index for index, group in enumerate(ORDER) if "model" in group)])
+    wrong = [
+        p.stem for p in modules(project_root) if p.stem in left and "torch" in {i.split(".")[0] for i in imports(p)}
+    ]
+    assert wrong == []
+
+
+def test_import_is_light() -> None:
+    script = "import sys, deepmoji; print(sorted({m.split('.')[0] for m in sys.modules}))"
+    loaded = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60
+    ).stdout
+    assert not {"torch", "mlflow", "pandas", "numpy", "prefect"} & set(ast.literal_eval(loaded))
+
+
+def test_help_loads_nothing_heavy() -> None:
+    script = (
+        "import sys\nfrom deepmoji.cli import cli\ncli.main(['--help'], standalone_mode=False)\n"
+        "print(sorted({m.split('.')[0] for m in sys.modules}), file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=60)
+    assert not {"torch", "mlflow", "pandas", "numpy", "pyarrow", "sklearn"} & set(ast.literal_eval(done.stderr))
+
+
+@pytest.mark.parametrize("name", ["mlflow", "docker", "prefect", "dvc", "torch", "emoji", "great_expectations"])
+def test_no_folder_shadows_a_dependency(name: str, project_root: Path) -> None:
+    found = importlib.util.find_spec(name)
+    assert found is not None
+    assert found.origin is not None
+    assert "site-packages" in found.origin
+
+
+def test_data_folders_hold_no_python(project_root: Path) -> None:
+    assert [*(project_root / "mlflow").rglob("*.py"), *(project_root / "docker").rglob("*.py")] == []
+
+
+def test_layout(project_root: Path) -> None:
+    wanted = (
+        "flows deepmoji data.dvc dvc.yaml tests mlflow docker pyproject.toml README.md CHANGELOG.md CONTRIBUTING.md"
+    )
+    assert [name for name in [*wanted.split(), "LICENSE", "params.yaml"] if not (project_root / name).exists()] == []
+
+
+def test_the_flow_runs_every_stage_in_order(project_root: Path) -> None:
+    from flows.pipeline import STAGES
+
+    pipeline = yaml.safe_load((project_root / "dvc.yaml").read_text())
+    assert tuple(pipeline["stages"]) == STAGES
+    assert set(STAGES) <= set(cli.commands)
+
+
+def test_every_parameter_reaches_a_stage_of_dvc(project_root: Path) -> None:
+    """A key that no stage depends on could be changed without anything being run again."""
+    content = yaml.safe_load((project_root / "params.yaml").read_text())
+    used = set()
+    for stage in yaml.safe_load((project_root / "dvc.yaml").read_text())["stages"].values():
+        used |= set(stage["params"])
+    # `preset` is a name; what it stands for are the other keys.
+    loose = [
+        f"{section}.{key}"
+        for section, keys in content.items()
+        if isinstance(keys, dict)
+        for key in keys
+        if section not in used and f"{section}.{key}" not in used
+    ]
+    assert loose == []
+    assert "data" in used
+
+
+def test_stage_options_are_the_section_of_their_stage(project_root: Path) -> None:
+    """Each key of params.yaml is an argument of its stage's function, and the other way round."""
+    import inspect
+
+    from deepmoji import benchmark, corpus, finetuning, pretraining, tokens, validation
+
+    params = load_params(project_root / "params.yaml")
+    given = {"report", "report_seed", "checkpoints", "method", "map_shards", "work", "sentiment_ranking"}
+    for stage, function in {
+        "ingest": corpus.ingest,
+        "validate": validation.validate,
+        "tokenize": tokens.tokenize_corpus,
+        "pretrain": pretraining.pretrain,
+        "finetune": finetuning.finetune,
+        "benchmark": benchmark.benchmark,
+    }.items():
+        names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        assert names - given == set(params.section(stage)) - {"tweets", "methods"}, stage
+
+
+@pytest.mark.parametrize("preset", ["sample", "laptop", "paper"])
+def test_presets_are_whole(preset: str, project_root: Path) -> None:
+    params = load_params(project_root / "presets" / f"{preset}.yaml")
+    assert isinstance(params, Params)
+    assert params.preset == preset
+
+
+def test_the_sample_is_the_preset_in_force(project_root: Path) -> None:
+    assert (project_root / "params.yaml").read_text() == (project_root / "presets" / "sample.yaml").read_text()
+
+
+def test_readme_commands_exist(project_root: Path) -> None:
+    readme = (project_root / "README.md").read_text()
+    targets = set(re.findall(r"^([a-z]+):", (project_root / "Makefile").read_text(), re.MULTILINE))
+    blocks = "\n".join(re.findall(r"```(?:sh|bash|console)\n(.*?)```", readme, re.DOTALL))
+    assert set(re.findall(r"\bmake ([a-z]+)", readme)) <= targets
+    used = set(re.findall(r"(?:^|/|\s)deepmoji ([a-z-]+)", blocks))
+    assert used
+    assert used <= set(cli.commands)
+    assert {"make run", "make test"} <= set(re.findall(r"make (?:run|test)\b", readme))
+
+
+def test_every_command_is_in_the_readme(project_root: Path) -> None:
+    readme = (project_root / "README.md").read_text()
+    assert [name for name in cli.commands if f"deepmoji {name}" not in readme] == []
+
+
+@pytest.mark.parametrize("name", sorted(cli.commands))
+def test_every_command_has_help(name: str) -> None:
+    result = CliRunner().invoke(cli, [name, "--help"])
+    assert result.exit_code == 0
+    assert len(result.output.split("\n")[2].strip()) > 20
+
+
+def test_installed_is_what_was_tested(project_root: Path) -> None:
+    """Major and minor of every direct dependency are those of constraints.txt."""
+    pins = dict(
+        line.split("==")
+        for line in (project_root / "constraints.txt").read_text().split()
+        if "==" in line and not line.startswith("#")
+    )
+    pins = {re.sub(r"[-_.]+", "-", name).lower(): version for name, version in pins.items()}
+    project = tomllib.loads((project_root / "pyproject.toml").read_text())["project"]
+    wrong = []
+    for entry in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
+        requirement = Requirement(entry)
+        if requirement.name == "deepmoji":
+            continue
+        name = re.sub(r"[-_.]+", "-", requirement.name).lower()
+        installed, pinned = Version(importlib.metadata.version(name)), Version(pins[name])
+        if (installed.major, installed.minor) != (pinned.major, pinned.minor):
+            wrong.append(f"{name}: installed {installed}, tested {pinned}")
+    assert wrong == []
+
+
+def test_nothing_large_is_in_git(project_root: Path) -> None:
+    names = subprocess.run(
+        ["git", "-C", str(project_root), "ls-files"], capture_output=True, text=True, check=True, timeout=60
+    ).stdout.split("\n")
+    assert [n for n in names if n and (project_root / n).is_file() and (project_root / n).stat().st_size > 2**20] == []
