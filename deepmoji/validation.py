@@ -1,0 +1,342 @@
+"""Great Expectations over the corpus, the labelled sets and the token stores; a failing rule stops the road.
+
+Each suite is a list of `Rule`, which is one expectation with a name and a sentence. Row rules run on each shard by
+itself and are summed; rules on totals (copies, leaks, texts per label) run once, on what all shards say together.
+The report, validation.json and validation.html, is written whether or not a rule fails.
+Great Expectations takes seconds to import and phones home if it may: only the functions here import it.
+"""
+
+import json
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from deepmoji import validation_frames as frames
+from deepmoji.corpus import SCHEMA as CORPUS_SCHEMA
+from deepmoji.dataset_formats import SPLITS
+from deepmoji.datasets import SCHEMA as SET_SCHEMA
+from deepmoji.errors import InputError, ValidationFailed
+from deepmoji.tokens import load_store
+from deepmoji.validation_report import render
+from deepmoji.validation_rules import (
+    LEAST_MEAN_TOKENS,
+    Rule,
+    between,
+    corpus_rules,
+    example_rules,
+    one_of,
+    schema,
+    set_rules,
+    store_rules,
+)
+from deepmoji.vocabulary import Vocabulary
+
+Report = Callable[[dict[str, float], int], None]
+
+
+@dataclass
+class Outcome:
+    """What a rule found over all places where it ran."""
+
+    suite: str
+    rule: str
+    says: str
+    checked: int = 0
+    failed: int = 0
+    passed: bool = True
+    observed: str = ""
+    places: list[dict[str, Any]] = field(default_factory=list)  # where it failed: place, rows
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def validate(
+    corpus: Path,
+    datasets: Path,
+    out: Path,
+    *,
+    min_per_label: int,
+    max_duplicate_share: float,
+    max_leaked_share: float,
+    max_dataset_leaked_share: float,
+    report: Report | None = None,
+) -> dict[str, Any]:
+    """Check the corpus shard by shard and every labelled set; returns the numbers of the report.
+
+    Writes out/validation.html and, last, out/validation.json. ValidationFailed names the first failing rule, where
+    and in how many rows. InputError when there is nothing to check.
+    """
+    run = _Run()
+    facts = _check_corpus(run, corpus, min_per_label, max_duplicate_share, max_leaked_share)
+    sets = sorted(datasets.glob("*.parquet"))
+    if not sets:
+        raise InputError(f"{datasets} holds no set (*.parquet): run `deepmoji datasets --write` first.")
+    facts["datasets"] = {path.stem: _check_set(run, path, max_dataset_leaked_share) for path in sets}
+    return _finish(run, out, facts, report)
+
+
+def validate_tokens(
+    tokens: Path, *, max_unknown_share: float, out: Path | None = None, report: Report | None = None
+) -> dict[str, Any]:
+    """Check the token stores tokens/{train,val,test} against tokens/vocabulary.json and labels.json.
+
+    Writes validation.html and validation.json into `out`, by default `tokens` itself. ValidationFailed as `validate`.
+    """
+    run = _Run()
+    words = len(Vocabulary.load(tokens / "vocabulary.json"))
+    classes = len(frames.read_facts(tokens / "labels.json"))
+    facts = {split: _check_store(run, tokens / split, split, words, classes, max_unknown_share) for split in SPLITS}
+    return _finish(run, out or tokens, facts, report)
+
+
+def _check_corpus(
+    run: "_Run", corpus: Path, min_per_label: int, max_duplicate_share: float, max_leaked_share: float
+) -> dict[str, Any]:
+    funnel = frames.read_facts(corpus / "funnel.json")
+    labels = frames.read_facts(corpus / "labels.json")
+    shards = sorted(corpus.glob("part-*.parquet"))
+    if not shards:
+        raise InputError(f"{corpus} holds no part-*.parquet: run `deepmoji ingest` first.")
+    rules = corpus_rules(len(labels))
+    counts = np.zeros((len(SPLITS), len(labels)), np.int64)
+    rows, sound = 0, True
+    for path in shards:
+        table = frames.open_shard(path)
+        rows += table.num_rows
+        if run.check(
+            "corpus", path.name, frames.schema_frame(table.schema), [schema(frames.column_names(CORPUS_SCHEMA))]
+        ):
+            run.check("corpus", path.name, frames.corpus_frame(table, len(labels)), rules)
+            counts += frames.label_counts(table, len(labels))
+        else:
+            sound = False
+    kept = f"the shards hold the {funnel['rows_out']} rows that the funnel says"
+    accounted = funnel["rejects"] + sum(funnel["dropped"].values()) + funnel["rows_out"]
+    run.check("raw rows", "funnel.json", frames.value_frame(accounted - funnel["rows_in"]), [
+        one_of("every row is accounted for", "rows in = rejected + dropped + kept", "value", 0)
+    ])  # fmt: skip
+    run.check(
+        "corpus",
+        "all shards",
+        frames.value_frame(rows),
+        [one_of("rows as in the funnel", kept, "value", funnel["rows_out"])],
+    )
+    if not sound:  # without their columns, rows cannot be compared across shards
+        return {"rows": rows}
+    per_label = pd.DataFrame({"label": labels, "texts": counts.sum(axis=0)})
+    says = f"every label has at least {min_per_label} texts"
+    run.check("corpus", "all shards", per_label, [between("texts per label", says, "texts", min_per_label, None)])
+    per_split = pd.DataFrame({"split": SPLITS, "label_examples": counts.sum(axis=1)})
+    run.check(
+        "corpus", "all shards", per_split, [between("every split", "every split has texts", "label_examples", 1, None)]
+    )
+    copies, leaks, copied, leaked = frames.copies_and_leaks(shards, rows)
+    shares = {"duplicate_share": copies / max(1, rows), "leaked_share": leaks / max(1, rows)}
+    run.share("corpus", "no copies", "rows whose id came before", copies, rows, max_duplicate_share, copied)
+    run.share(
+        "corpus",
+        "no leaks",
+        "rows of val and test whose id an earlier split has",
+        leaks,
+        rows,
+        max_leaked_share,
+        leaked,
+    )
+    return {"rows": rows, "shards": len(shards), "least_per_label": int(counts.sum(axis=0).min()), **shares}
+
+
+def _check_set(run: "_Run", path: Path, max_leaked_share: float) -> dict[str, Any]:
+    table = frames.open_shard(path)
+    about = json.loads((table.schema.metadata or {}).get(b"deepmoji", b"{}"))
+    if not {"classes", "task"} <= set(about):
+        raise InputError(f"{path} does not say its classes and task: write it again with `deepmoji datasets --write`.")
+    suite, classes, rows = f"set {path.stem}", about["classes"], table.num_rows
+    wanted = frames.column_names(pa.schema(list(SET_SCHEMA.items())))
+    if not run.check(suite, path.name, frames.schema_frame(table.schema), [schema(wanted)]):
+        return {"rows": rows}
+    frame = frames.text_frame(table, len(classes))
+    run.check(suite, path.name, frame, set_rules(len(classes), about["task"]))
+    counts = frames.label_counts(table, len(classes))
+    held_out = int(pc.sum(pc.is_in(table["split"], pa.array(["val", "test"]))).as_py() or 0)
+    per_split = pd.DataFrame({"split": SPLITS, "rows": [(frame["split"] == split).sum() for split in SPLITS]})
+    run.check(suite, path.name, per_split, [between("every split", "every split has rows", "rows", 1, None)])
+    for place, split in ((0, "train"), (2, "test")):
+        per_class = pd.DataFrame({"class": classes, "texts": counts[place]})
+        says = f"every class has a row in {split}"
+        run.check(suite, path.name, per_class, [between(f"classes in {split}", says, "texts", 1, None)])
+    repeated, leaked = frames.shared_rows(frame["text"].tolist(), frame["split"].tolist())
+    shown = frame[["row", "text", "split", "labels"]]
+    run.share(suite, "few copies", "rows that repeat a text of their split", len(repeated), rows, max_leaked_share,
+              _records(shown.iloc[repeated[: frames.EXAMPLES]], path.name))  # fmt: skip
+    run.share(suite, "few leaks", "rows of val and test whose text an earlier split has", len(leaked), held_out,
+              max_leaked_share, _records(shown.iloc[leaked[: frames.EXAMPLES]], path.name))  # fmt: skip
+    return {
+        "rows": rows,
+        "duplicate_share": len(repeated) / max(1, rows),
+        "leaked_share": len(leaked) / max(1, held_out),
+    }
+
+
+def _check_store(
+    run: "_Run", folder: Path, split: str, words: int, classes: int, max_unknown_share: float
+) -> dict[str, Any]:
+    store = load_store(folder)
+    rules = store_rules(words)
+    lengths: list[np.ndarray] = []
+    unknown = 0
+    for frame in frames.token_frames({"ids": store.ids, "offsets": store.offsets}):
+        run.check("tokens", split, frame, rules)
+        lengths.append(frame["length"].to_numpy())
+        unknown += int(frame["unknown"].sum())
+    lengths_of_all = np.concatenate(lengths) if lengths else np.zeros(0, np.int64)
+    texts, tokens = len(lengths_of_all), int(lengths_of_all.sum())
+    for start in range(0, len(store.rows), 1_000_000):
+        part = slice(start, start + 1_000_000)
+        examples = pd.DataFrame({"text": np.asarray(store.rows[part]), "label": np.asarray(store.targets[part])})
+        run.check("tokens", split, examples, example_rules(texts, classes))
+    mean = tokens / max(1, texts)
+    says = f"a text has {LEAST_MEAN_TOKENS:g} tokens or more on average"
+    run.check(
+        "tokens",
+        split,
+        frames.value_frame(mean),
+        [between("length distribution", says, "value", LEAST_MEAN_TOKENS, None)],
+    )
+    run.share(
+        "tokens",
+        f"unknown words in {split}",
+        "tokens that are no word of the vocabulary",
+        unknown,
+        tokens,
+        max_unknown_share,
+        [],
+    )
+    spread = np.percentile(lengths_of_all, [5, 50, 95]).tolist() if texts else [0.0, 0.0, 0.0]
+    return {
+        "texts": texts,
+        "tokens": tokens,
+        "unknown_share": unknown / max(1, tokens),
+        "mean_length": mean,
+        **dict(zip(("length_p5", "length_p50", "length_p95"), spread, strict=True)),
+    }
+
+
+class _Run:
+    """One validation: an ephemeral Great Expectations context, and what each rule has found so far."""
+
+    def __init__(self) -> None:
+        os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+        import great_expectations as gx
+        from great_expectations.data_context.types.base import ProgressBarsConfig
+
+        context = gx.get_context(mode="ephemeral")
+        context.variables.progress_bars = ProgressBarsConfig(globally=False)
+        self._gx = gx
+        self._batches = context.data_sources.add_pandas("tables").add_dataframe_asset("table")
+        self._batch = self._batches.add_batch_definition_whole_dataframe("whole")
+        self.outcomes: dict[tuple[str, str], Outcome] = {}
+
+    def check(self, suite: str, place: str, frame: pd.DataFrame, rules: Sequence[Rule]) -> bool:
+        """Run rules over one table; True when all hold."""
+        made = [
+            getattr(self._gx.expectations, rule.expectation)(**rule.options, meta={"rule": rule.name}) for rule in rules
+        ]
+        results = self._batch.get_batch({"dataframe": frame}).validate(
+            self._gx.ExpectationSuite(name=suite, expectations=made),
+            result_format={"result_format": "SUMMARY", "partial_unexpected_count": frames.EXAMPLES},
+        )
+        by_name: dict[str, Any] = {}
+        for result in results.results:
+            assert result.expectation_config is not None
+            by_name[result.expectation_config.meta["rule"]] = result
+        for rule in rules:
+            self._note(suite, place, frame, rule, by_name[rule.name])
+        return bool(results.success)
+
+    def share(
+        self, suite: str, name: str, what: str, count: int, among: int, limit: float, examples: list[dict[str, Any]]
+    ) -> None:
+        """A rule on the share of rows that are `what`; it fails as the rows that are, not as one number."""
+        share = count / max(1, among)
+        says = f"at most {limit:.2%} are {what}"
+        held = self.check(suite, "in all", frames.value_frame(share), [between(name, says, "value", 0, limit)])
+        outcome = self.outcomes[suite, name]
+        outcome.checked, outcome.observed = among, f"{count} of {among} ({share:.3%})"
+        outcome.failed, outcome.examples = (0, []) if held else (count, examples)
+        if not held:
+            outcome.places = [{"place": "in all", "rows": count}]
+
+    def _note(self, suite: str, place: str, frame: pd.DataFrame, rule: Rule, result: Any) -> None:
+        found = result.result
+        if "observed_value" not in found and "unexpected_count" not in found:
+            raise InputError(f"The rule {rule.name!r} could not be checked in {place}: {result.exception_info}.")
+        outcome = self.outcomes.setdefault((suite, rule.name), Outcome(suite, rule.name, rule.says))
+        failed = int(found.get("unexpected_count", 0 if result.success else 1))
+        outcome.checked += int(found.get("element_count", 1))
+        outcome.failed += failed
+        outcome.passed &= bool(result.success)
+        if "observed_value" in found:
+            outcome.observed = ", ".join(map(str, found["observed_value"]))
+        if not result.success:
+            outcome.places.append({"place": place, "rows": failed})
+            rows = found.get("partial_unexpected_index_list") or []
+            outcome.examples += _records(frame.iloc[rows], place)[: frames.EXAMPLES - len(outcome.examples)]
+
+
+def _records(frame: pd.DataFrame, place: str) -> list[dict[str, Any]]:
+    """Rows as plain values for the report, long texts cut."""
+    return [
+        {"place": place, **{str(name): _plain(value) for name, value in record.items()}}
+        for record in frame.astype(object).to_dict("records")
+    ]
+
+
+def _plain(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and value != value):
+        return None
+    value = value.item() if isinstance(value, np.generic) else value
+    return value[: frames.SHOWN] + "…" if isinstance(value, str) and len(value) > frames.SHOWN else value
+
+
+def _finish(run: _Run, out: Path, facts: dict[str, Any], report: Report | None) -> dict[str, Any]:
+    """Write the report, then say whether a rule failed."""
+    outcomes = list(run.outcomes.values())
+    broken = [outcome for outcome in outcomes if not outcome.passed]
+    summary = {"passed": not broken, "rules": len(outcomes), "failed_rules": len(broken), **facts}
+    out.mkdir(parents=True, exist_ok=True)
+    rules = [asdict(outcome) for outcome in outcomes]
+    _write(out / "validation.html", render(summary, rules))
+    _write(
+        out / "validation.json", json.dumps({"summary": summary, "rules": rules}, indent=2, ensure_ascii=False) + "\n"
+    )
+    if report is not None:
+        report({"rules": len(outcomes), "failed_rules": len(broken)}, 0)
+    if broken:
+        raise ValidationFailed(_sentence(broken, out / "validation.html"))
+    return summary
+
+
+def _sentence(broken: Sequence[Outcome], page: Path) -> str:
+    first = broken[0]
+    places = ", ".join(place["place"] for place in first.places[:3])
+    more = f" (and {len(broken) - 1} more rules: {_names(broken[1:])})" if len(broken) > 1 else ""
+    return (
+        f"The rule {first.rule!r} ({first.says}) fails for {first.suite}, {places}, in {first.failed} of "
+        f"{first.checked} rows{more}: see the rows in {page}, mend the data or change the limit in params.yaml."
+    )
+
+
+def _names(outcomes: Iterable[Outcome]) -> str:
+    return ", ".join(f"{outcome.rule!r} of {outcome.suite}" for outcome in outcomes)
+
+
+def _write(path: Path, content: str) -> None:
+    beside = path.with_name(path.name + ".tmp")
+    beside.write_text(content, encoding="utf-8", errors="backslashreplace", newline="\n")
+    beside.replace(path)
