@@ -10,17 +10,19 @@ import json
 import logging
 import os
 import re
-import subprocess
+import tempfile
 import time
 import unicodedata
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from deepmoji.errors import DeepMojiError, ServiceError
+from deepmoji.errors import DeepMojiError, RegistryError, ServiceError
+from deepmoji.provenance import UNKNOWN, hide_secrets, provenance
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -29,10 +31,11 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 EXPERIMENTS = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark", "release")
-UNKNOWN = "unknown"
 BATCH = 1000  # MLflow's own limit of metrics in one request
 FLUSH_SECONDS = 10.0
 PARAM_LENGTH = 6000  # MLflow's own limit of characters in a parameter
+# What a served model imports besides MLflow's own needs.
+SERVING_NEEDS = ("mlflow", "torch", "numpy", "pandas", "pyarrow", "safetensors", "text-unidecode")
 # Set unless the user has set them: MLflow's defaults wait four minutes for a server that is not there.
 SETTINGS = {
     "DO_NOT_TRACK": "true",
@@ -45,8 +48,6 @@ SETTINGS = {
     "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
-_USERINFO = re.compile(r"://[^/@\s]+@")
-_SIGNED = re.compile(r"(?i)([?&](?:[\w-]*(?:signature|token|credential|password|secret|key)[\w-]*|sig)=)[^&\s\"]+")
 _SECRET_NAME = re.compile(r"(?i)(^|[_.\-])(password|passwd|secret|token|api_?key|access_?key|credentials?)$")
 
 
@@ -155,11 +156,6 @@ def asking(uri: str, what: str) -> Iterator[None]:
         ) from error
 
 
-def hide_secrets(text: str) -> str:
-    """`text` without the passwords, keys and signatures that URLs carry."""
-    return _SIGNED.sub(r"\1***", _USERINFO.sub("://***@", text))
-
-
 def key(name: str) -> str:
     """A name that MLflow takes for a parameter or metric: other characters become their Unicode names."""
 
@@ -183,41 +179,6 @@ def parameters(values: Mapping[str, Any]) -> dict[str, str]:
     return shown
 
 
-def provenance(root: Path) -> dict[str, str]:
-    """What a run was made from: git commit and state, dvc.lock, code, and the flow run if there is one.
-
-    A fact that cannot be found is the text "unknown", which no promotion gate accepts.
-    `dirty` tells of changed or untracked files other than dvc.lock, which changes while the pipeline runs.
-    """
-    commit = _git(root, "rev-parse", "HEAD")
-    changes = _git(root, "status", "--porcelain", "--", ".", ":(exclude)dvc.lock")
-    lock = root / "dvc.lock"
-    return {
-        "git_commit": commit or UNKNOWN,
-        "git_dirty": UNKNOWN if changes is None else str(bool(changes)).lower(),
-        "dvc_lock": hashlib.sha256(lock.read_bytes()).hexdigest() if lock.is_file() else UNKNOWN,
-        "code": code_digest(),
-        "flow_run": os.environ.get("PREFECT__FLOW_RUN_ID") or os.environ.get("DEEPMOJI_FLOW_RUN_ID") or "none",
-    }
-
-
-def code_digest() -> str:
-    """SHA-256 over the Python files of this package, first 16 hex digits."""
-    package = Path(__file__).parent
-    total = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        total.update(f"{file.relative_to(package).as_posix()} ".encode() + hashlib.sha256(file.read_bytes()).digest())
-    return total.hexdigest()[:16]
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    with suppress(OSError, subprocess.SubprocessError):
-        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20)
-        if done.returncode == 0:
-            return done.stdout.strip()
-    return None
-
-
 class Run:
     """An open MLflow run. Metrics are gathered and sent in batches, so that thousands of steps cost little."""
 
@@ -226,7 +187,7 @@ class Run:
         self.experiment_id = experiment_id
         self.uri = uri
         self._client = door
-        self._tags = tags
+        self.tags = tags
         self._waiting: list[Metric] = []
         self._sent = time.monotonic()
 
@@ -280,7 +241,7 @@ class Run:
 
     def child(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
         """A finished run below this one, as for one seed of a method on a dataset; returns its id."""
-        tags = self._tags | {key(k): str(v) for k, v in params.items()} | {"mlflow.parentRunId": self.run_id}
+        tags = self.tags | {key(k): str(v) for k, v in params.items()} | {"mlflow.parentRunId": self.run_id}
         with asking(self.uri, f"record the run {name}"):
             made = self._client.create_run(self.experiment_id, tags=tags, run_name=name)
         run = Run(self._client, self.uri, self.experiment_id, made.info.run_id, tags)
@@ -376,6 +337,70 @@ def _system_metrics(run_id: str, uri: str) -> Iterator[None]:
         yield
     finally:
         monitor.finish()  # type: ignore[no-untyped-call]
+
+
+def log_model(run: Run, folder: Path, name: str) -> str:
+    """Log a model folder with the run, as code and data for MLflow to serve (deepmoji/pyfunc.py); returns its URI.
+
+    The package's code goes along, so that `mlflow models serve` needs nothing but the logged requirements.
+    """
+    from mlflow.models import Model, ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+
+    package = Path(__file__).parent
+    signature = ModelSignature(
+        inputs=Schema([ColSpec(DataType.string, "text")]),
+        params=ParamSchema(
+            [ParamSpec("output", DataType.string, "predict"), ParamSpec("top_k", DataType.long, 5)],
+        ),
+    )
+    with asking(run.uri, f"store the model {name}"), _everywhere(run.uri):
+        logged = Model.log(
+            artifact_path=None,
+            flavor=import_module("mlflow.pyfunc"),
+            run_id=run.run_id,
+            name=name,
+            python_model=str(package / "pyfunc.py"),
+            artifacts={"model": str(folder.resolve())},
+            code_paths=[str(package)],
+            signature=signature,
+            pip_requirements=[f"{needed}=={version(needed)}" for needed in SERVING_NEEDS],
+        )
+        return str(logged.model_uri)
+
+
+def download_model(root: Path, door: "MlflowClient", uri: str, name: str, version: str) -> Path:
+    """The model folder of a registered version: where it lies on this machine, else fetched once into the project."""
+    from mlflow.artifacts import download_artifacts
+
+    with asking(uri, f"fetch {name} version {version}"):
+        place = door.get_model_version_download_uri(name, version)
+        local = Path(place.removeprefix("file://"))
+        if not local.is_dir():
+            local = root.resolve() / ".state" / "models" / hashlib.sha256(f"{uri} {place}".encode()).hexdigest()[:16]
+            if not local.is_dir():
+                local.parent.mkdir(parents=True, exist_ok=True)
+                beside = Path(tempfile.mkdtemp(dir=local.parent, prefix=".fetching-"))
+                download_artifacts(artifact_uri=place, dst_path=str(beside), tracking_uri=uri)
+                with suppress(OSError):  # another process was faster
+                    beside.rename(local)
+    found = sorted(local.rglob("model.safetensors"))
+    if len(found) != 1:
+        raise RegistryError(f"{name} version {version} holds {len(found)} model folders in {local}: register it anew.")
+    return found[0].parent
+
+
+@contextmanager
+def _everywhere(uri: str) -> Iterator[None]:
+    """MLflow's model functions know only its global address, which it keeps in the environment too; put it back."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    mlflow.set_tracking_uri(uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]  # None makes MLflow forget it
 
 
 def _process() -> str:
