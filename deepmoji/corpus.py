@@ -323,7 +323,7 @@ def _finish(item: tuple[int, dict[str, splits.Ints]], *, folder: Path, target: P
     """Step 5, per partition: the part file with its split column; returns counts for the funnel."""
     partition, held_out = item
     table = read_table(folder / f"merged-{partition:05d}.arrow").combine_chunks()
-    place = np.zeros(len(table), np.int8)
+    place = np.zeros(len(table), np.int64)
     for number, split in enumerate(splits.SPLITS[1:], 1):
         place[held_out[split]] = number
     names = pa.array(splits.SPLITS, pa.string()).take(pa.array(place))

@@ -120,7 +120,7 @@ def clean_shard(texts: pa.Array, labels: Sequence[str], options: Options, sample
         texts = _keep(texts, rows.drop("url", _flags(pc.match_substring_regex(texts, _URL))))
     texts, found = _take_labels(texts, labels)
     kept = rows.drop("no_label", _lengths(found) == 0)
-    texts, found = tidy(_keep(texts, kept)), _keep(found, kept)
+    texts, found = _keep(texts, kept), _keep(found, kept)
     words = _Words(texts)
     kept = np.ones(len(texts), np.bool_)
     for rule, hit in words.rules(options):
@@ -169,11 +169,18 @@ def tidy(texts: pa.Array) -> pa.Array:
 def _take_labels(texts: pa.Array, names: Sequence[str]) -> tuple[pa.Array, pa.Array]:
     """Texts without emojis (and written labels), and each row's distinct label ids, ascending."""
     emojis, written = label_table(names)
-    texts, found = split_emojis_column(texts)
-    rows = [np.repeat(np.arange(len(texts)), _lengths(found))]
-    values = [_look_up(pc.list_flatten(found), emojis)]
+    rows: list[Ints] = []
+    values: list[Ints] = []
+    while True:
+        texts, found = split_emojis_column(texts)
+        rows.append(np.repeat(np.arange(len(texts)), _lengths(found)))
+        values.append(_look_up(pc.list_flatten(found), emojis))
+        texts = tidy(texts)
+        if not len(rows[-1]):  # else what was taken out may have brought the halves of another emoji together
+            break
     if written:
         texts, written_rows, written_values = _take_written(texts, written)
+        texts = tidy(texts)
         rows.append(written_rows)
         values.append(written_values)
     row, value = np.concatenate(rows), np.concatenate(values)
@@ -188,13 +195,14 @@ def _take_labels(texts: pa.Array, names: Sequence[str]) -> tuple[pa.Array, pa.Ar
 def _look_up(values: pa.Array, table: Mapping[str, int]) -> Ints:
     """Label ids, -1 for what is no label."""
     place = pc.index_in(values, pa.array(list(table), pa.string())).fill_null(len(table))
-    ids: Ints = np.array([*table.values(), -1], np.int64)
-    return ids[place.to_numpy(zero_copy_only=False)]
+    ids = np.array([*table.values(), -1], np.int64)
+    found: Ints = ids[place.to_numpy(zero_copy_only=False)]
+    return found
 
 
 def _take_written(texts: pa.Array, table: Mapping[str, int]) -> tuple[pa.Array, Ints, Ints]:
-    alternatives = "|".join(re.escape(name) for name in sorted(table, key=len, reverse=True))
-    pattern = re.compile(rf"(?<!\S)(?:{alternatives})(?!\S)")
+    names = "|".join(re.escape(name) for name in sorted(table, key=len, reverse=True))
+    pattern = re.compile(rf"(?<!\S)(?:{names})(?!\S)")
     rows: list[int] = []
     values: list[int] = []
     clean = []

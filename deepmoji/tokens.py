@@ -224,7 +224,7 @@ def _facts(parts: Sequence[Mapping[str, Any]], vocabulary: Vocabulary, max_lengt
     return facts | {
         "unknown_share": round(facts["unknown"] / tokens, 6) if tokens else 0.0,
         "max_length": max_length,
-        "mean_length": round(tokens / lengths.sum(), 4) if tokens else 0.0,
+        "mean_length": round(tokens / int(lengths.sum()), 4) if tokens else 0.0,
         "lengths": lengths.tolist(),
         "labels": np.sum([part["labels"] for part in parts], axis=0).tolist(),
         "vocabulary": vocabulary.digest,
