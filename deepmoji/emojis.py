@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import lru_cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from io import StringIO
@@ -24,9 +24,14 @@ import pyarrow.compute as pc
 from deepmoji.errors import UsageError
 
 OTHER_SYMBOLS = frozenset("♡")  # one of the 64 published labels, though Unicode does not call it an emoji
-_STYLE = re.compile("[\ufe0e\ufe0f\U0001f3fb-\U0001f3ff]")  # variation selectors and skin tones
-_REMAINS = re.compile("[\ufe0e\ufe0f\u200d]")
-_KEYCAP = "[0-9#*]\ufe0f?\u20e3"
+_TAKEN = "\ufdd0"  # stands where an emoji was; by definition in no text
+_STYLE = "\ufe0e\ufe0f\U0001f3fb-\U0001f3ff"  # variation selectors and skin tones
+_STYLES = re.compile(f"[{_STYLE}]")
+_PART = f"[^\x00-\x7f][{_STYLE}\u20e3\U000e0020-\U000e007f\U0001f1e6-\U0001f1ff]*"  # with what only joins a character
+# What is one emoji or (flags) a few: a superset by structure alone; the emoji library then says what it is.
+_UNIT = f"{_PART}(?:\u200d{_PART})*\u200d?"
+_UNITS = re.compile(_UNIT)
+_UNITS_OR_KEYCAPS = re.compile(f"[0-9#*]\ufe0f?\u20e3|{_UNIT}")  # begins with common characters, so it is slower
 _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})")
 
 
@@ -68,7 +73,7 @@ def load_labels(name_or_path: str | Path) -> LabelSet:
 
 def normalize(name: str) -> str:
     """The emoji without variation selectors and skin tone; a skin tone alone stays what it is."""
-    return _STYLE.sub("", name) or name
+    return _STYLES.sub("", name) or name
 
 
 def split_emojis(text: str) -> tuple[str, list[str]]:
@@ -80,26 +85,25 @@ def split_emojis(text: str) -> tuple[str, list[str]]:
 
     def take(found: re.Match[str]) -> str:
         rest, here = _take_apart(found[0])
-        if not here:
-            return found[0]
         emojis.extend(here)
-        before, after = text[: found.start()][-1:], text[found.end() :][:1]
-        between = [" " if side and not side.isspace() else "" for side in (before, after)]
-        return rest.join(between) if rest else min(between)
+        return rest
 
-    clean = _stretch("\u20e3" in text).sub(take, text)
-    return (clean.strip(" ") if emojis else text), emojis
+    if not text.isascii():
+        marked = (_UNITS_OR_KEYCAPS if "\u20e3" in text else _UNITS).sub(take, text)
+    if not emojis:
+        return text, emojis
+    return " ".join(filter(None, (piece.strip(" ") for piece in marked.split(_TAKEN)))), emojis
 
 
 def split_emojis_column(texts: "pa.Array | pa.ChunkedArray") -> tuple[pa.Array, pa.ListArray]:
     """Take the emojis off n texts, as `split_emojis` does: n texts without them, and n lists of emojis (strings).
 
-    Only rows that hold a character of some emoji are looked at. A null counts as an empty text.
+    Rows of ASCII alone are passed by. A null counts as an empty text.
     """
     if isinstance(texts, pa.ChunkedArray):
         texts = texts.combine_chunks()
     texts = pc.fill_null(texts, "")
-    candidates = pc.match_substring_regex(texts, f"[{_emoji_characters()}\u20e3]")
+    candidates = pc.match_substring_regex(texts, r"[^\x00-\x7f]")
     split = [split_emojis(text) for text in texts.filter(candidates).to_pylist()]
     lengths = np.zeros(len(texts), np.int64)
     lengths[candidates.to_numpy(zero_copy_only=False)] = [len(emojis) for _, emojis in split]
@@ -110,35 +114,17 @@ def split_emojis_column(texts: "pa.Array | pa.ChunkedArray") -> tuple[pa.Array, 
 
 
 @lru_cache(1 << 16)
-def _take_apart(stretch: str) -> tuple[str, tuple[str, ...]]:
-    """What is left of a stretch of emojis and blanks (half a flag, say), and the emojis."""
-    rest: list[str] = []
+def _take_apart(unit: str) -> tuple[str, tuple[str, ...]]:
+    """What stays in the text, with a mark where an emoji was, and the emojis."""
+    rest = ""
     emojis: list[str] = []
-    for token in emoji.analyze(stretch, non_emoji=True):
+    for token in emoji.analyze(unit, non_emoji=True):
         if isinstance(token.value, str) and token.chars not in OTHER_SYMBOLS:
-            rest.append(token.chars)
+            rest += token.chars
         else:
+            rest += _TAKEN
             emojis.append(normalize(token.chars))
-    return " ".join(_REMAINS.sub("", "".join(rest)).split()), tuple(emojis)
-
-
-@cache
-def _stretch(keycaps: bool) -> re.Pattern[str]:
-    """One or more emojis and the blanks behind them. Keycaps begin with an ordinary digit, which costs time to try."""
-    characters = _emoji_characters() + "\u200d\ufe0e\ufe0f"
-    return re.compile(
-        f"(?:[{characters}]|{_KEYCAP})(?:[ {characters}]|{_KEYCAP})*" if keycaps else f"[{characters}][ {characters}]*"
-    )
-
-
-@cache
-def _emoji_characters() -> str:
-    """Every character that emojis are made of, but digits and joiners, as ranges for a regular expression."""
-    codes = {ord(character) for one in (*emoji.EMOJI_DATA, *OTHER_SYMBOLS) for character in one}
-    codes -= {code for code in codes if code < 0x80} | {0x200D, 0xFE0E, 0xFE0F, 0x20E3}
-    runs = groupby(enumerate(sorted(codes)), key=lambda place_and_code: place_and_code[1] - place_and_code[0])
-    ends = [(run[0], run[-1]) for run in ([code for _, code in group] for _, group in runs)]
-    return "".join(chr(first) if first == last else f"{chr(first)}-{chr(last)}" for first, last in ends)
+    return (re.sub(f"[{_STYLE}\u200d\u20e3]", "", rest) if emojis else unit), tuple(emojis)
 
 
 def _shipped() -> Iterator[Traversable]:
