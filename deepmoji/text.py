@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from itertools import groupby
+from typing import TypeAlias
 from unicodedata import normalize
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from text_unidecode import unidecode
 
+Texts: TypeAlias = "pa.Array | pa.ChunkedArray | Sequence[str]"
 AT, URL, NUMBER, BREAK = "CUSTOM_AT", "CUSTOM_URL", "CUSTOM_NUMBER", "CUSTOM_BREAK"
 
 _LETTERS = "[a-zA-Z][a-zA-Z]*+"
@@ -65,7 +67,7 @@ def tokenize(text: str) -> list[str]:
     return [_finish(token) for token in _split(_mark_lines(_without_surrogates(text).strip()))]
 
 
-def tokenize_column(texts: "pa.Array | pa.ChunkedArray | Sequence[str]") -> tuple[pa.DictionaryArray, np.ndarray]:
+def tokenize_column(texts: Texts) -> tuple[pa.DictionaryArray, np.ndarray]:
     """Tokenize a column of n texts, each exactly as `tokenize` does.
 
     Returns the tokens of all texts one after the other (dictionary-encoded: int32 codes into distinct tokens) and the
@@ -84,7 +86,7 @@ def tokenize_column(texts: "pa.Array | pa.ChunkedArray | Sequence[str]") -> tupl
     return pa.DictionaryArray.from_arrays(pa.array(row_codes), tokens), token_ends[rows.offsets.to_numpy()]
 
 
-def as_column(texts: "pa.Array | pa.ChunkedArray | Sequence[str]") -> pa.Array:
+def as_column(texts: Texts) -> pa.Array:
     """One string array without nulls (large_string from 1 GB on) of whatever holds the texts."""
     if isinstance(texts, pa.ChunkedArray):
         texts = pa.concat_arrays(texts.cast(pa.large_string()).chunks) if texts.num_chunks else []

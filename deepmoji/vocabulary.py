@@ -4,23 +4,22 @@ import hashlib
 import json
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
 from deepmoji.errors import InputError, UsageError
-from deepmoji.text import ragged_index, tokenize_column
+from deepmoji.text import Texts, ragged_index, tokenize_column
 
-SPECIALS = ("CUSTOM_MASK", "CUSTOM_UNKNOWN", "CUSTOM_AT", "CUSTOM_URL", "CUSTOM_NUMBER", "CUSTOM_BREAK") + tuple(
-    f"CUSTOM_BLANK_{place}" for place in range(6, 10)
+SPECIALS = tuple(
+    f"CUSTOM_{name}"
+    for name in ("MASK", "UNKNOWN", "AT", "URL", "NUMBER", "BREAK", "BLANK_6", "BLANK_7", "BLANK_8", "BLANK_9")
 )
 MASK, UNKNOWN = 0, 1
 MAX_WORD_LENGTH = 30  # longer words get no id, as in the published vocabulary
-Texts = pa.Array | pa.ChunkedArray | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Vocabulary:
     @cached_property
     def digest(self) -> str:
         """SHA-256 over the words in order, as hex: equal for equal vocabularies."""
-        return hashlib.sha256("\n".join(self.words).encode()).hexdigest()
+        return hashlib.sha256(json.dumps(self.words).encode()).hexdigest()
 
     def ids(self, tokens: Iterable[str]) -> np.ndarray:
         """Ids of tokens: unknown ones are 1, and so is a token spelled like the mask, for 0 is padding alone."""
