@@ -14,14 +14,9 @@ import pyarrow.parquet as pq
 from deepmoji.shards import read_batch, read_json, read_table, write_batches, write_beside, write_json
 from deepmoji.splits import SPLITS
 from deepmoji.text import tokenize_column
-from deepmoji.vocabulary import UNKNOWN, Vocabulary
+from deepmoji.vocabulary import MAX_WORD_LENGTH, UNKNOWN, Vocabulary
 
 _WORDS = pa.schema([("word", pa.string()), ("count", pa.int64())])
-
-
-def id_type(vocabulary_size: int) -> type[np.uint16] | type[np.uint32]:
-    """The smallest type that holds every id."""
-    return np.uint16 if vocabulary_size <= 1 << 16 else np.uint32
 
 
 def split_part(piece: tuple[int, Path], *, folder: Path, partitions: int) -> None:
@@ -50,12 +45,13 @@ def split_part(piece: tuple[int, Path], *, folder: Path, partitions: int) -> Non
         np.savez(stream, index=moved[index], offsets=np.asarray(offsets, np.int64))
 
 
-def count_words(partition: int, *, folder: Path, parts: int, keep: int, min_count: int) -> pa.Table:
+def gather_counts(partition: int, *, folder: Path, parts: int, keep: int, min_count: int) -> pa.Table:
     """Step 2, per partition of words: counts over all parts, without the rare ones."""
     batches = [read_batch(folder / f"words-{number:05d}.arrow", partition) for number in range(parts)]
     table = pa.Table.from_batches(batches, _WORDS).group_by("word").aggregate([("count", "sum")])
     table = table.select(["word", "count_sum"]).rename_columns(["word", "count"])
-    return most_frequent(table.filter(pc.greater_equal(table["count"], min_count)), keep)
+    short = pc.less_equal(pc.utf8_length(table["word"]), MAX_WORD_LENGTH)
+    return most_frequent(table.filter(pc.and_(short, pc.greater_equal(table["count"], min_count))), keep)
 
 
 def most_frequent(table: pa.Table, count: int) -> pa.Table:
@@ -70,7 +66,7 @@ def encode_part(piece: tuple[int, Path], *, folder: Path, max_length: int, class
         return dict(read_json(marker))
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     words = read_table(folder / f"words-{number:05d}.arrow")["word"].to_pylist()
-    ids_of = vocabulary.ids(words).astype(id_type(len(vocabulary)))
+    ids_of = vocabulary.ids(words)
     with np.load(folder / f"places-{number:05d}.npz", allow_pickle=False) as places:
         ids, offsets = ids_of[places["index"]], places["offsets"]
     table = pq.read_table(path, columns=["labels", "split"]).combine_chunks()

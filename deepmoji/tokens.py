@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from deepmoji.encoding import count_words, encode_part, most_frequent, split_part
+from deepmoji.encoding import encode_part, gather_counts, most_frequent, split_part
 from deepmoji.errors import InputError, UsageError
 from deepmoji.shards import (
     MapShards,
@@ -183,7 +183,7 @@ def tokenize_corpus(
         split = partial(split_part, folder=folder, partitions=partitions)
         for _ in log_progress("parts tokenized", map_over(split, pieces), len(pieces)):
             pass
-        gather = partial(count_words, folder=folder, parts=len(parts), keep=vocabulary_size, min_count=min_count)
+        gather = partial(gather_counts, folder=folder, parts=len(parts), keep=vocabulary_size, min_count=min_count)
         counts = most_frequent(pa.concat_tables(map_over(gather, range(partitions))), vocabulary_size)
         words = dict(zip(counts["word"].to_pylist(), counts["count"].to_pylist(), strict=True))
         vocabulary = build_vocabulary(words, vocabulary_size, min_count)

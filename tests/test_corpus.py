@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tweets import LABELS, bytes_below, write_tweets
 
 from deepmoji import corpus, splits
 from deepmoji.corpus import ingest
@@ -27,12 +27,9 @@ from deepmoji.errors import InputError, UsageError
 from deepmoji.filters import Options, clean_shard
 from deepmoji.funnel import describe
 
-LABELS = LabelSet(("😂", "❤", "😭", "🔥"))
 LOOSE = Options(
     drop_retweets=False, drop_urls=False, drop_mentions_only=False, english_share=0, min_words=0, max_characters=10_000
 )
-_SENTENCE = "the cat and dog saw my house with you today but what about this game of yours tonight"
-WORDS = _SENTENCE.split()
 
 
 def clean(
@@ -43,32 +40,8 @@ def clean(
     return rows, {rule: count for rule, count in done.dropped.items() if count}
 
 
-def sentence(number: int) -> str:
-    """A different English sentence for every number."""
-    return " ".join(WORDS[(number // len(WORDS) ** place) % len(WORDS)] for place in range(4)) + " indeed"
-
-
-def write_tweets(folder: Path, count: int = 600, files: int = 3) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in range(files):
-        rows = [
-            f"{sentence(number)} {LABELS.names[number % 4]}" + " ❤" * (number % 5 == 0)
-            for number in range(file, count, files)
-        ]
-        (folder / f"f{file}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
-
-
 def read_corpus(out: Path) -> pa.Table:
     return pa.concat_tables([pq.read_table(path) for path in sorted(out.glob("part-*.parquet"))])
-
-
-def bytes_below(folder: Path) -> dict[str, str]:
-    return {
-        path.relative_to(folder).as_posix(): sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,146 @@
+"""Ingest and tokenize at growing size: rows per second and peak memory, which should both stay level.
+
+    python benchmarks/corpus_scale.py SOURCE [--rows 1_000_000 10_000_000] [--workers 2]
+
+SOURCE is a folder of tweets that `deepmoji ingest` reads. Its rows are repeated up to the wanted number; from the
+second round on each gets words of its own, drawn with the frequencies of the source, so that copies are no
+duplicates and the vocabulary goes on growing as it does in real text. Making the input is not timed.
+"""
+
+import argparse
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from itertools import accumulate, islice
+from pathlib import Path
+
+import psutil
+
+FILE_ROWS = 400_000
+
+
+def varied(source: Path) -> Iterator[str]:
+    """Rows of the source in endless rounds, from the second on with five words exchanged or added."""
+    from deepmoji.readers import read_texts
+
+    rng = random.Random(1)
+    words: Counter[str] = Counter()
+    for batch in read_texts(source):
+        for text in batch.texts.to_pylist():
+            words.update(text.split(" "))
+            yield text
+    plain = [word for word in words if word.isalpha() and word.isascii()]
+    weights = list(accumulate(words[word] for word in plain))
+    while True:
+        for batch in read_texts(source):
+            texts = batch.texts.to_pylist()
+            drawn = iter(rng.choices(plain, cum_weights=weights, k=5 * len(texts)))
+            for text in texts:
+                parts = text.split(" ")
+                places = [place for place, part in enumerate(parts) if part.isalpha() and part.isascii()]
+                for place, word in zip(rng.sample(places, min(4, len(places))), islice(drawn, 4), strict=False):
+                    parts[place] = word
+                # a word that was never seen in 1 text of 20, about the rate of real text
+                new = format(rng.getrandbits(40), "x") if rng.random() < 0.05 else ""
+                yield " ".join([next(drawn) + new, *parts])
+
+
+def write_input(source: Path, target: Path, rows: int) -> None:
+    """JSON lines files of at most FILE_ROWS rows."""
+    texts = islice(varied(source), rows)
+    target.mkdir()
+    for number in range(-(-rows // FILE_ROWS)):
+        with (target / f"part-{number:03d}.jsonl").open("w", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(text, ensure_ascii=False) + "\n" for text in islice(texts, FILE_ROWS))
+
+
+class PeakMemory(threading.Thread):
+    """Highest memory of a process tree (proportional set size, so that shared pages count once), in MiB."""
+
+    def __init__(self, pid: int) -> None:
+        super().__init__(daemon=True)
+        self.process, self.total, self.single = psutil.Process(pid), 0.0, 0.0
+        self.ended = threading.Event()
+
+    def run(self) -> None:
+        while not self.ended.wait(0.2):
+            sizes = []
+            try:
+                for process in (self.process, *self.process.children(recursive=True)):
+                    sizes.append(process.memory_full_info().pss / 2**20)
+            except psutil.Error:
+                continue
+            self.total, self.single = max(self.total, sum(sizes)), max(self.single, *sizes)
+
+
+def measure(command: list[str]) -> tuple[float, float, float]:
+    """Seconds, peak MiB of all processes, peak MiB of the largest one."""
+    start = time.monotonic()
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        memory = PeakMemory(process.pid)
+        memory.start()
+        code = process.wait()
+        memory.ended.set()
+        memory.join()
+    if code:
+        raise SystemExit(f"{command[2:4]} ended with {code}")
+    return time.monotonic() - start, memory.total, memory.single
+
+
+def stage(name: str, folder: Path, workers: int) -> None:
+    """What a measured process runs."""
+    from deepmoji.corpus import ingest
+    from deepmoji.emojis import load_labels
+    from deepmoji.tokens import tokenize_corpus
+
+    if name == "ingest":
+        ingest(folder / "in", folder / "corpus", labels=load_labels("emojis64"), workers=workers)
+    else:
+        tokenize_corpus(
+            folder / "corpus", folder / "tokens", vocabulary_size=50_000, min_count=2, max_length=30, workers=workers
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("source", type=Path)
+    parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
+    parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.stage:
+        stage(options.stage[0], Path(options.stage[1]), options.workers[0])
+        return
+    print(
+        f"{'rows':>12} {'workers':>7} {'stage':>9} {'seconds':>8} {'rows/s':>9} {'peak MiB':>9} {'largest process':>15}"
+    )
+    for rows in options.rows:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            write_input(options.source, folder / "in", rows)
+            for workers in options.workers:
+                totals = [0.0, 0.0, 0.0]
+                for step in ("ingest", "tokenize"):
+                    command = [sys.executable, __file__, name, "--workers", str(workers), "--stage", step, name]
+                    found = measure(command)
+                    totals = [totals[0] + found[0], max(totals[1], found[1]), max(totals[2], found[2])]
+                    _print(rows, workers, step, found)
+                _print(rows, workers, "both", (totals[0], totals[1], totals[2]))
+
+
+def _print(rows: int, workers: int, step: str, found: tuple[float, float, float]) -> None:
+    seconds, total, single = found
+    print(
+        f"{rows:>12,} {workers:>7} {step:>9} {seconds:>8.1f} {rows / seconds:>9,.0f} {total:>9,.0f} {single:>15,.0f}",
+        flush=True,
+    )
+
+
+if __name__ == "__main__":
+    main()
