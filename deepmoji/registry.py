@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from deepmoji.inference import Model
 
 __all__ = [
-    "champion", "compare", "evaluate", "list_models", "load", "load_gates", "promote", "register", "resolve",
+    "champion", "compare", "evaluate", "find", "list_models", "load", "load_gates", "promote", "register", "resolve",
     "rollback", "show", "table",
 ]  # fmt: skip
 
@@ -76,6 +76,13 @@ def register(
             registry.client.set_registered_model_alias(name, CHALLENGER, made.version)
         run.tag("version", str(made.version))
     return int(made.version)
+
+
+def find(root: Path, tag: str, value: str, name: str = NAME) -> int | None:
+    """The newest version whose tag has this value, None if there is none."""
+    registry = _open(root)
+    versions = _versions(registry, name) if _find(registry, name) is not None else []
+    return next((int(version.version) for version in versions if version.tags.get(tag) == value), None)
 
 
 def champion(root: Path, name: str = NAME) -> int | None:
