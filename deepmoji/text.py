@@ -52,7 +52,7 @@ _NOT_ASCII = re.compile("[^\x00-\x7f]")
 _WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _ASCII_PUNCTUATION = frozenset("!\"#$'()+,-.:;<=>?@`~")  # what Unicode punctuation may become; not "*", "/", "[", "|"
 # For Arrow: chunks that are one token as they stand, and tokens that `_finish` may change.
-_WHOLE = "^(?:[a-z]+|[0-9]+|[@#][a-z0-9_]+)$"
+_WHOLE = "^(?:[a-z]+|[0-9]+|[@#][a-z0-9_]+) ?$"
 _UNFINISHED = "|".join(("^[0-9]|@|^http|^www|[^\\x00-\\x7f]", *(re.escape(chr(code)) + "{3}" for code in range(128))))
 
 
@@ -73,17 +73,15 @@ def tokenize_column(texts: Texts) -> tuple[pa.DictionaryArray, np.ndarray]:
     Returns the tokens of all texts one after the other (dictionary-encoded: int32 codes into distinct tokens) and the
     int64 offsets (n + 1): text i has the tokens offsets[i] to offsets[i + 1]. A null has no tokens.
     """
-    # Only the ends need Python's notion of white space: between them a chunk is free to hold the non-ASCII kinds.
-    column = pc.utf8_trim(pc.ascii_lower(as_column(texts)), characters=_WHITE_SPACE)
-    rows = pc.ascii_split_whitespace(_mark_lines_of_column(column))
-    chunks = rows.flatten().dictionary_encode()
-    tokens, codes, lengths = _tokenize_chunks(chunks.dictionary)
+    chunks, row_starts = _chunks(_mark_lines_of_column(pc.ascii_lower(as_column(texts))))
+    distinct = chunks.dictionary_encode()
+    tokens, codes, lengths = _tokenize_chunks(distinct.dictionary)
 
-    occurrences = chunks.indices.to_numpy()
+    occurrences = distinct.indices.to_numpy()
     row_lengths = lengths[occurrences]
     row_codes = codes[ragged_index((np.cumsum(lengths) - lengths)[occurrences], row_lengths)]
     token_ends = np.concatenate(([0], np.cumsum(row_lengths)))
-    return pa.DictionaryArray.from_arrays(pa.array(row_codes), tokens), token_ends[rows.offsets.to_numpy()]
+    return pa.DictionaryArray.from_arrays(pa.array(row_codes), tokens), token_ends[row_starts]
 
 
 def as_column(texts: Texts) -> pa.Array:
@@ -105,14 +103,38 @@ def ragged_index(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())
 
 
+def _buffers(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """The bytes of all texts one after the other, and the n + 1 places where texts start, without copying."""
+    _, offsets, data = column.buffers()
+    width = np.int64 if pa.types.is_large_string(column.type) else np.int32
+    starts = np.frombuffer(offsets, width)[column.offset :][: len(column) + 1] if len(column) else np.zeros(1, width)
+    return np.frombuffer(data or b"", np.uint8)[: starts[-1]], starts
+
+
 def _mark_lines_of_column(column: pa.Array) -> pa.Array:
-    several_lines = pc.match_substring_regex(column, "[\n\r]")
-    if not pc.any(several_lines).as_py():
+    data, _ = _buffers(column)
+    if not ((data == 10) | (data == 13)).any():
         return column
-    marked = column.filter(several_lines)
+    several_lines = pc.match_substring_regex(column, "[\n\r]")
+    marked = pc.utf8_trim(column.filter(several_lines), characters=_WHITE_SPACE)  # line ends at the ends mean nothing
     for line_end in "\n\r":
         marked = pc.replace_substring(marked, line_end, _mark_lines(line_end))
     return pc.replace_with_mask(column, several_lines, marked)
+
+
+def _chunks(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
+    """The texts cut behind each blank and control character of ASCII, and the n + 1 places where a text's chunks start.
+
+    A chunk keeps the character it was cut behind, so that all chunks are a view of the column's own bytes.
+    """
+    data, row_starts = _buffers(column)
+    is_cut = np.zeros(len(data) + 1, bool)
+    is_cut[1:] = data <= ord(" ")
+    is_cut[row_starts] = True
+    is_cut[: row_starts[0]] = False
+    cuts = np.flatnonzero(is_cut).astype(row_starts.dtype)
+    chunks = pa.Array.from_buffers(column.type, len(cuts) - 1, [None, pa.py_buffer(cuts), pa.py_buffer(data)])
+    return chunks, np.searchsorted(cuts, row_starts)
 
 
 def _tokenize_chunks(chunks: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
@@ -122,15 +144,15 @@ def _tokenize_chunks(chunks: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray
     groups = [pc.and_not(pc.invert(is_whole), is_hard), pc.and_not(is_hard, is_whole)]
     order = np.concatenate([np.flatnonzero(group) for group in (is_whole, *groups)])
     # One call of the pattern splits a whole group; a line feed, which no chunk can hold, tells where each chunk ends.
-    pieces = [piece for group in groups for piece in _split(_lines(chunks.filter(group)))]
-    pieces = pa.array(pieces, chunks.type)
+    pieces = pa.array([piece for group in groups for piece in _split(_lines(chunks.filter(group)))], chunks.type)
     is_end = pc.equal(pieces, "\n")
     ends = np.flatnonzero(is_end)
-    raw = pa.concat_arrays([chunks.filter(is_whole), pieces.filter(pc.invert(is_end))]).dictionary_encode()
+    whole = pc.utf8_rtrim(chunks.filter(is_whole), characters=" ")
+    raw = pa.concat_arrays([whole, pieces.filter(pc.invert(is_end))]).dictionary_encode()
     finished = _finish_column(raw.dictionary).dictionary_encode()
     codes = finished.indices.to_numpy()[raw.indices.to_numpy()]
 
-    lengths = np.ones(len(chunks), np.int64)
+    lengths = np.ones(len(chunks), np.int32)
     lengths[order[len(chunks) - len(ends) :]] = np.diff(ends, prepend=-1) - 1
     in_place = np.empty_like(codes)
     in_place[ragged_index((np.cumsum(lengths) - lengths)[order], lengths[order])] = codes
@@ -138,7 +160,9 @@ def _tokenize_chunks(chunks: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray
 
 
 def _lines(chunks: pa.Array) -> str:
-    return "".join(f"{chunk}\n" for chunk in chunks.to_pylist())
+    """All chunks as one text, each ended by a line feed."""
+    joined: str = pc.binary_join(pa.LargeListArray.from_arrays([0, len(chunks)], chunks), "\n")[0].as_py()
+    return joined + "\n" if len(chunks) else ""
 
 
 def _finish_column(tokens: pa.Array) -> pa.Array:
