@@ -10,6 +10,7 @@ duplicates and the vocabulary goes on growing as it does in real text. Making th
 import argparse
 import json
 import random
+import resource
 import subprocess
 import sys
 import tempfile
@@ -79,9 +80,9 @@ class PeakMemory(threading.Thread):
             self.total, self.single = max(self.total, sum(sizes)), max(self.single, *sizes)
 
 
-def measure(command: list[str]) -> tuple[float, float, float]:
-    """Seconds, peak MiB of all processes, peak MiB of the largest one."""
-    start = time.monotonic()
+def measure(command: list[str]) -> tuple[float, float, float, float]:
+    """Seconds, seconds of processor time, peak MiB of all processes, peak MiB of the largest one."""
+    start, before = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN)
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         memory = PeakMemory(process.pid)
         memory.start()
@@ -90,7 +91,9 @@ def measure(command: list[str]) -> tuple[float, float, float]:
         memory.join()
     if code:
         raise SystemExit(f"{command[2:4]} ended with {code}")
-    return time.monotonic() - start, memory.total, memory.single
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime
+    return time.monotonic() - start, cpu, memory.total, memory.single
 
 
 def stage(name: str, folder: Path, workers: int) -> None:
@@ -117,29 +120,25 @@ def main() -> None:
     if options.stage:
         stage(options.stage[0], Path(options.stage[1]), options.workers[0])
         return
-    print(
-        f"{'rows':>12} {'workers':>7} {'stage':>9} {'seconds':>8} {'rows/s':>9} {'peak MiB':>9} {'largest process':>15}"
-    )
+    columns = ("rows", "workers", "stage", "seconds", "rows/s", "CPU s", "rows/CPU s", "peak MiB", "largest process")
+    print(" ".join(f"{column:>12}" for column in columns))
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             write_input(options.source, folder / "in", rows)
             for workers in options.workers:
-                totals = [0.0, 0.0, 0.0]
+                totals = (0.0, 0.0, 0.0, 0.0)
                 for step in ("ingest", "tokenize"):
                     command = [sys.executable, __file__, name, "--workers", str(workers), "--stage", step, name]
                     found = measure(command)
-                    totals = [totals[0] + found[0], max(totals[1], found[1]), max(totals[2], found[2])]
-                    _print(rows, workers, step, found)
-                _print(rows, workers, "both", (totals[0], totals[1], totals[2]))
+                    totals = (totals[0] + found[0], totals[1] + found[1], *map(max, totals[2:], found[2:]))
+                    show(rows, workers, step, *found)
+                show(rows, workers, "both", *totals)
 
 
-def _print(rows: int, workers: int, step: str, found: tuple[float, float, float]) -> None:
-    seconds, total, single = found
-    print(
-        f"{rows:>12,} {workers:>7} {step:>9} {seconds:>8.1f} {rows / seconds:>9,.0f} {total:>9,.0f} {single:>15,.0f}",
-        flush=True,
-    )
+def show(rows: int, workers: int, step: str, seconds: float, cpu: float, total: float, single: float) -> None:
+    cells = (f"{rows:,}", workers, step, f"{seconds:.1f}", f"{rows / seconds:,.0f}", f"{cpu:.1f}", f"{rows / cpu:,.0f}")
+    print(" ".join(f"{cell:>12}" for cell in (*cells, f"{total:,.0f}", f"{single:,.0f}")), flush=True)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ _URL = r"(?i)https?://|\bwww\.\w|\bt\.co/|\bpic\.twitter\.com/|\bhtt?p?s?:?/{0,2
 _LINE_BREAKS = r"\r\n|[\r\x0b\x0c\x1c-\x1e\x85\x{2028}\x{2029}]"  # all that str.splitlines breaks at
 # Pieces of emojis that show nothing by themselves, and would still tell that one was there.
 _REMAINS = r"[\x{FE0E}\x{FE0F}\x{20E3}\x{1F3FB}-\x{1F3FF}\x{E0020}-\x{E007F}]"
+# Blocks where emojis live, generously: what matches is looked at once more.
+EMOJI_LIKE = r"[©®\x{203C}\x{2049}\x{2122}\x{2139}\x{2190}-\x{2BFF}\x{3030}\x{303D}\x{3297}\x{3299}\x{1F000}-\x{1FBFF}]"
 _LOOSE_JOINER = re.compile("(?<!\\w)\u200d|\u200d(?!\\w)")
 _MENTION = re.compile(r"@\w+\W*$")
 _ADDRESS = re.compile(r"(?:https?://|www\.\w)", re.IGNORECASE)
@@ -171,19 +173,21 @@ def _take_labels(texts: pa.Array, names: Sequence[str]) -> tuple[pa.Array, pa.Ar
     emojis, written = label_table(names)
     rows: list[Ints] = []
     values: list[Ints] = []
-    while True:
-        texts, found = split_emojis_column(texts)
-        rows.append(np.repeat(np.arange(len(texts)), _lengths(found)))
+    hit = np.ones(len(texts), np.bool_)
+    while hit.any():  # again, where what was taken out may have brought the halves of another emoji together
+        some, found = split_emojis_column(_keep(texts, hit))
+        texts = pc.replace_with_mask(texts, pa.array(hit), tidy(some))
+        rows.append(np.repeat(np.flatnonzero(hit), _lengths(found)))
         values.append(_look_up(pc.list_flatten(found), emojis))
-        texts = tidy(texts)
-        if not len(rows[-1]):  # else what was taken out may have brought the halves of another emoji together
-            break
+        hit[hit] = _lengths(found) > 0
+        hit &= _flags(pc.match_substring_regex(texts, EMOJI_LIKE))
     if written:
         texts, written_rows, written_values = _take_written(texts, written)
         texts = tidy(texts)
         rows.append(written_rows)
         values.append(written_values)
-    row, value = np.concatenate(rows), np.concatenate(values)
+    row = np.concatenate([*rows, np.zeros(0, np.int64)])
+    value = np.concatenate([*values, np.zeros(0, np.int64)])
     pairs = np.unique(row[value >= 0] * len(names) + value[value >= 0])
     offsets = np.searchsorted(pairs, np.arange(len(texts) + 1) * len(names))
     labels = pa.ListArray.from_arrays(

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import resource
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import emoji
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -24,7 +26,7 @@ from deepmoji import corpus, splits
 from deepmoji.corpus import ingest
 from deepmoji.emojis import LabelSet, split_emojis
 from deepmoji.errors import InputError, UsageError
-from deepmoji.filters import Options, clean_shard
+from deepmoji.filters import EMOJI_LIKE, Options, clean_shard
 from deepmoji.funnel import describe
 
 LOOSE = Options(
@@ -134,6 +136,11 @@ def test_no_emoji_and_no_trace_of_one_stays(pieces: list[str]) -> None:
         assert not set(text) & set("\ufe0e\ufe0f\u20e3🏻🏼🏽🏾🏿\u2028\r")
         assert 0 in labels
         assert text == text.strip()
+
+
+def test_second_look_knows_every_block_of_emojis() -> None:
+    pattern = re.compile(re.sub(r"\\x\{(\w+)\}", lambda code: chr(int(code[1], 16)), EMOJI_LIKE))
+    assert all(pattern.match(character) for one in emoji.EMOJI_DATA for character in one[0] if not character.isascii())
 
 
 def test_funnel_accounts_for_every_row(tmp_path: Path) -> None:
