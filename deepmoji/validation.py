@@ -7,7 +7,9 @@ Great Expectations takes seconds to import and phones home if it may: only the f
 """
 
 import json
+import logging
 import os
+import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,7 +18,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from deepmoji import validation_frames as frames
 from deepmoji.corpus import SCHEMA as CORPUS_SCHEMA
@@ -31,7 +32,6 @@ from deepmoji.validation_rules import (
     between,
     corpus_rules,
     example_rules,
-    one_of,
     schema,
     set_rules,
     store_rules,
@@ -54,6 +54,32 @@ class Outcome:
     observed: str = ""
     places: list[dict[str, Any]] = field(default_factory=list)  # where it failed: place, rows
     examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Total:
+    """A rule on one number, which lies between `low` and `high`; `count` rows of `among` are behind it."""
+
+    name: str
+    says: str
+    value: float
+    low: float | None
+    high: float | None
+    observed: str
+    count: int = 1
+    among: int = 1
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _share(name: str, what: str, count: int, among: int, limit: float, examples: list[dict[str, Any]]) -> Total:
+    share = count / max(1, among)
+    observed = f"{count} of {among} ({share:.3%})"
+    return Total(name, f"at most {limit:.2%} are {what}", share, 0, limit, observed, count, among, examples)
+
+
+def _every_split(sizes: np.ndarray) -> Total:
+    observed = ", ".join(f"{split} {size}" for split, size in zip(SPLITS, sizes, strict=True))
+    return Total("every split", "every split has rows", int(sizes.min()), 1, None, observed)
 
 
 def validate(
@@ -116,38 +142,26 @@ def _check_corpus(
             counts += frames.label_counts(table, len(labels))
         else:
             sound = False
-    kept = f"the shards hold the {funnel['rows_out']} rows that the funnel says"
-    accounted = funnel["rejects"] + sum(funnel["dropped"].values()) + funnel["rows_out"]
-    run.check("raw rows", "funnel.json", frames.value_frame(accounted - funnel["rows_in"]), [
-        one_of("every row is accounted for", "rows in = rejected + dropped + kept", "value", 0)
-    ])  # fmt: skip
-    run.check(
-        "corpus",
-        "all shards",
-        frames.value_frame(rows),
-        [one_of("rows as in the funnel", kept, "value", funnel["rows_out"])],
-    )
+    lost = funnel["rows_in"] - funnel["rejects"] - sum(funnel["dropped"].values()) - funnel["rows_out"]
+    totals = [
+        Total("every row is accounted for", "rows in = rejected + dropped + kept", lost, 0, 0, f"{lost} rows missing"),
+        Total("rows as in the funnel", f"the shards hold the {funnel['rows_out']} rows that the funnel says", rows,
+              funnel["rows_out"], funnel["rows_out"], f"{rows} rows"),
+    ]  # fmt: skip
     if not sound:  # without their columns, rows cannot be compared across shards
+        run.totals("corpus", totals)
         return {"rows": rows}
     per_label = pd.DataFrame({"label": labels, "texts": counts.sum(axis=0)})
     says = f"every label has at least {min_per_label} texts"
     run.check("corpus", "all shards", per_label, [between("texts per label", says, "texts", min_per_label, None)])
-    per_split = pd.DataFrame({"split": SPLITS, "label_examples": counts.sum(axis=1)})
-    run.check(
-        "corpus", "all shards", per_split, [between("every split", "every split has texts", "label_examples", 1, None)]
-    )
     copies, leaks, copied, leaked = frames.copies_and_leaks(shards, rows)
+    run.totals("corpus", [
+        *totals,
+        _every_split(counts.sum(axis=1)),
+        _share("no copies", "rows whose id came before", copies, rows, max_duplicate_share, copied),
+        _share("no leaks", "held-out rows whose id is in an earlier split", leaks, rows, max_leaked_share, leaked),
+    ])  # fmt: skip
     shares = {"duplicate_share": copies / max(1, rows), "leaked_share": leaks / max(1, rows)}
-    run.share("corpus", "no copies", "rows whose id came before", copies, rows, max_duplicate_share, copied)
-    run.share(
-        "corpus",
-        "no leaks",
-        "rows of val and test whose id an earlier split has",
-        leaks,
-        rows,
-        max_leaked_share,
-        leaked,
-    )
     return {"rows": rows, "shards": len(shards), "least_per_label": int(counts.sum(axis=0).min()), **shares}
 
 
@@ -163,19 +177,21 @@ def _check_set(run: "_Run", path: Path, max_leaked_share: float) -> dict[str, An
     frame = frames.text_frame(table, len(classes))
     run.check(suite, path.name, frame, set_rules(len(classes), about["task"]))
     counts = frames.label_counts(table, len(classes))
-    held_out = int(pc.sum(pc.is_in(table["split"], pa.array(["val", "test"]))).as_py() or 0)
-    per_split = pd.DataFrame({"split": SPLITS, "rows": [(frame["split"] == split).sum() for split in SPLITS]})
-    run.check(suite, path.name, per_split, [between("every split", "every split has rows", "rows", 1, None)])
-    for place, split in ((0, "train"), (2, "test")):
-        per_class = pd.DataFrame({"class": classes, "texts": counts[place]})
-        says = f"every class has a row in {split}"
-        run.check(suite, path.name, per_class, [between(f"classes in {split}", says, "texts", 1, None)])
+    sizes = np.array([(frame["split"] == split).sum() for split in SPLITS])
+    held_out = int(sizes[1:].sum())
+    run.check(suite, path.name, pd.DataFrame({"class": classes, "train": counts[0], "test": counts[2]}), [
+        between("classes in train", "every class has a row in train", "train", 1, None),
+        between("classes in test", "every class has a row in test", "test", 1, None),
+    ])  # fmt: skip
     repeated, leaked = frames.shared_rows(frame["text"].tolist(), frame["split"].tolist())
     shown = frame[["row", "text", "split", "labels"]]
-    run.share(suite, "few copies", "rows that repeat a text of their split", len(repeated), rows, max_leaked_share,
-              _records(shown.iloc[repeated[: frames.EXAMPLES]], path.name))  # fmt: skip
-    run.share(suite, "few leaks", "rows of val and test whose text an earlier split has", len(leaked), held_out,
-              max_leaked_share, _records(shown.iloc[leaked[: frames.EXAMPLES]], path.name))  # fmt: skip
+    copied, leaks = (_records(shown.iloc[found[: frames.EXAMPLES]], path.name) for found in (repeated, leaked))
+    held = "rows of val and test whose text is in an earlier split"
+    run.totals(suite, [
+        _every_split(sizes),
+        _share("few copies", "rows that repeat a text of their split", len(repeated), rows, max_leaked_share, copied),
+        _share("few leaks", held, len(leaked), held_out, max_leaked_share, leaks),
+    ])  # fmt: skip
     return {
         "rows": rows,
         "duplicate_share": len(repeated) / max(1, rows),
@@ -202,21 +218,11 @@ def _check_store(
         run.check("tokens", split, examples, example_rules(texts, classes))
     mean = tokens / max(1, texts)
     says = f"a text has {LEAST_MEAN_TOKENS:g} tokens or more on average"
-    run.check(
-        "tokens",
-        split,
-        frames.value_frame(mean),
-        [between("length distribution", says, "value", LEAST_MEAN_TOKENS, None)],
-    )
-    run.share(
-        "tokens",
-        f"unknown words in {split}",
-        "tokens that are no word of the vocabulary",
-        unknown,
-        tokens,
-        max_unknown_share,
-        [],
-    )
+    what = "tokens that are no word of the vocabulary"
+    run.totals("tokens", [
+        Total(f"length distribution of {split}", says, mean, LEAST_MEAN_TOKENS, None, f"{mean:.2f} tokens a text"),
+        _share(f"unknown words in {split}", what, unknown, tokens, max_unknown_share, []),
+    ])  # fmt: skip
     spread = np.percentile(lengths_of_all, [5, 50, 95]).tolist() if texts else [0.0, 0.0, 0.0]
     return {
         "texts": texts,
@@ -232,9 +238,12 @@ class _Run:
 
     def __init__(self) -> None:
         os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-        import great_expectations as gx
-        from great_expectations.data_context.types.base import ProgressBarsConfig
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of what it imports itself
+            import great_expectations as gx
+            from great_expectations.data_context.types.base import ProgressBarsConfig
 
+        logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it tells of each default it takes
         context = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = ProgressBarsConfig(globally=False)
         self._gx = gx
@@ -259,18 +268,16 @@ class _Run:
             self._note(suite, place, frame, rule, by_name[rule.name])
         return bool(results.success)
 
-    def share(
-        self, suite: str, name: str, what: str, count: int, among: int, limit: float, examples: list[dict[str, Any]]
-    ) -> None:
-        """A rule on the share of rows that are `what`; it fails as the rows that are, not as one number."""
-        share = count / max(1, among)
-        says = f"at most {limit:.2%} are {what}"
-        held = self.check(suite, "in all", frames.value_frame(share), [between(name, says, "value", 0, limit)])
-        outcome = self.outcomes[suite, name]
-        outcome.checked, outcome.observed = among, f"{count} of {among} ({share:.3%})"
-        outcome.failed, outcome.examples = (0, []) if held else (count, examples)
-        if not held:
-            outcome.places = [{"place": "in all", "rows": count}]
+    def totals(self, suite: str, totals: Sequence["Total"]) -> None:
+        """Run rules that each judge one number; a share fails as the rows it counts."""
+        frame = pd.DataFrame({total.name: [total.value] for total in totals})
+        self.check(suite, "in all", frame, [between(t.name, t.says, t.name, t.low, t.high) for t in totals])
+        for total in totals:
+            outcome = self.outcomes[suite, total.name]
+            outcome.checked, outcome.observed = total.among, total.observed
+            if not outcome.passed:
+                outcome.failed, outcome.examples = total.count, total.examples
+                outcome.places = [{"place": "in all", "rows": total.count}]
 
     def _note(self, suite: str, place: str, frame: pd.DataFrame, rule: Rule, result: Any) -> None:
         found = result.result

@@ -98,11 +98,6 @@ def corpus_frame(table: pa.Table, classes: int) -> pd.DataFrame:
     return frame
 
 
-def value_frame(value: float) -> pd.DataFrame:
-    """One measurement."""
-    return pd.DataFrame({"value": [value]})
-
-
 def label_counts(table: pa.Table, classes: int) -> npt.NDArray[np.int64]:
     """(3, C): how many texts of each split hold each label; labels outside the classes are left out."""
     counts = np.zeros((len(SPLITS), classes), np.int64)
