@@ -1,6 +1,6 @@
 """The model as MLflow serves it. MLflow runs this file by itself ("models from code"), so nothing is pickled.
 
-Input: a column `text`. The parameter `output` chooses the answer, one row per text:
+Input: a list of texts, or a table whose one column is text. The parameter `output` chooses the answer, one row per text:
 predict (labels, probabilities), probabilities (a column per label), features, explain (tokens, attention, truncated).
 """
 
@@ -25,9 +25,9 @@ class ServedModel(PythonModel):
     def load_context(self, context: Any) -> None:
         self.model = load_folder(Path(context.artifacts["model"]), name=Path(context.artifacts["model"]).name)
 
-    def predict(self, context: Any, model_input: Any, params: dict[str, Any] | None = None) -> pd.DataFrame:
+    def predict(self, context: Any, model_input: pd.DataFrame, params: dict[str, Any] | None = None) -> pd.DataFrame:
         chosen: dict[str, Any] = {"output": "predict", "top_k": 5} | (params or {})
-        texts = model_input.iloc[:, 0].tolist() if isinstance(model_input, pd.DataFrame) else list(model_input)
+        texts = model_input.iloc[:, 0].tolist()
         match chosen["output"]:
             case "predict":
                 answers = self.model.predict(texts, top_k=int(chosen["top_k"]))

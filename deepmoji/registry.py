@@ -67,7 +67,7 @@ def register(
         registry = _open(root)
         facts = {"data": UNKNOWN} | {key: value for key, value in run.tags.items() if not key.startswith("mlflow.")}
         numbers = {NUMBER + tracking.key(key): repr(float(value)) for key, value in metrics.items()}
-        with _changing(registry, f"register {name}"):
+        with _changing(registry, f"register {name}"), tracking.everywhere(registry.uri):
             if _find(registry, name) is None:
                 registry.client.create_registered_model(name)
             made = registry.client.create_model_version(

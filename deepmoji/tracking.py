@@ -13,6 +13,7 @@ import re
 import tempfile
 import time
 import unicodedata
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from importlib import import_module
@@ -344,17 +345,19 @@ def log_model(run: Run, folder: Path, name: str) -> str:
 
     The package's code goes along, so that `mlflow models serve` needs nothing but the logged requirements.
     """
+    import pandas as pd
     from mlflow.models import Model, ModelSignature
     from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
 
     package = Path(__file__).parent
     signature = ModelSignature(
-        inputs=Schema([ColSpec(DataType.string, "text")]),
+        inputs=Schema([ColSpec(DataType.string)]),
         params=ParamSchema(
             [ParamSpec("output", DataType.string, "predict"), ParamSpec("top_k", DataType.long, 5)],
         ),
     )
-    with asking(run.uri, f"store the model {name}"), _everywhere(run.uri):
+    with asking(run.uri, f"store the model {name}"), everywhere(run.uri), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # MLflow warns of type hints of its own, and uses what pandas gave up
         logged = Model.log(
             artifact_path=None,
             flavor=import_module("mlflow.pyfunc"),
@@ -364,6 +367,7 @@ def log_model(run: Run, folder: Path, name: str) -> str:
             artifacts={"model": str(folder.resolve())},
             code_paths=[str(package)],
             signature=signature,
+            input_example=(pd.DataFrame({"text": ["I love mom's cooking"]}), {"output": "predict", "top_k": 5}),
             pip_requirements=[f"{needed}=={version(needed)}" for needed in SERVING_NEEDS],
         )
         return str(logged.model_uri)
@@ -391,7 +395,7 @@ def download_model(root: Path, door: "MlflowClient", uri: str, name: str, versio
 
 
 @contextmanager
-def _everywhere(uri: str) -> Iterator[None]:
+def everywhere(uri: str) -> Iterator[None]:
     """MLflow's model functions know only its global address, which it keeps in the environment too; put it back."""
     import mlflow
 
