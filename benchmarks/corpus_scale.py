@@ -127,13 +127,14 @@ def main() -> None:
             folder = Path(name)
             write_input(options.source, folder / "in", rows)
             for workers in options.workers:
-                totals = (0.0, 0.0, 0.0, 0.0)
+                every = []
                 for step in ("ingest", "tokenize"):
                     command = [sys.executable, __file__, name, "--workers", str(workers), "--stage", step, name]
                     found = measure(command)
-                    totals = (totals[0] + found[0], totals[1] + found[1], *map(max, totals[2:], found[2:]))
+                    every.append(found)
                     show(rows, workers, step, *found)
-                show(rows, workers, "both", *totals)
+                seconds, cpu, total, single = zip(*every, strict=True)
+                show(rows, workers, "both", sum(seconds), sum(cpu), max(total), max(single))
 
 
 def show(rows: int, workers: int, step: str, seconds: float, cpu: float, total: float, single: float) -> None:

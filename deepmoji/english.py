@@ -1,7 +1,8 @@
 """Words that tell English from other languages, for a rule of word shares (no model, no guess: a count).
 
 Lower case without apostrophes; frequent in English tweets, and not in those of other languages. That is why a, as,
-do, he, in, me, no, on, so and was are not among them.
+do, he, in, me, no, on, so and was are not among them. Of 100,000 tweets from English crawls 1 in 100 has less than a
+fifth of such words; looked at by hand, below a tenth all are in other languages, between a tenth and a fifth half.
 """
 
 _WORDS = """
@@ -23,6 +24,8 @@ sure yes yeah yep nope okay hey hello hi bye omg lol lmao lmfao wtf idk tbh smh 
 guys boy boys man men woman women friend friends baby mom mum dad brother sister family world god heart head
 face eyes hair hand money car phone food eat eating sleep sleeping bed tired bored done already yet soon should
 would could can will might must may shit fuck fucking fucked ass bitch damn hell crazy real true same well way
+one stay safe strong absolutely finally actually literally since also around without anyway maybe probably enough far
+lot whole idea use using used until between against under away together almost usually lately
 which while through though into both few such these those being having cannot
 """
 
