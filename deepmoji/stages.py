@@ -119,6 +119,7 @@ def validate(project: Project) -> Numbers:
     from deepmoji import validation
 
     options = project.params.section("validate")
+    del options["max_unknown_share"]  # of the tokens, which come after this stage
     with stage_run(project, "validate") as run:
         out = project.artifacts / "validation"
         try:

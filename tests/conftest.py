@@ -1,13 +1,19 @@
 """Every test runs in its own surroundings: no user settings, no network, no telemetry, servers of its own."""
 
 import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("DEEPMOJI_DATA", ROOT.parent / "shared" / "data"))
+
+USERS_OWN = ("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "PREFECT_API", "PREFECT_HOME", "PREFECT_PROFILE")
 
 # Set before any tool is imported: each of them phones home unless told not to.
 os.environ |= {
@@ -32,7 +38,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """No test sees the user's MLflow server, Prefect profile or project."""
     for name in list(os.environ):
-        if name.startswith(("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "PREFECT_API", "DEEPMOJI_PROJECT")):
+        if name.startswith((*USERS_OWN, "DEEPMOJI_PROJECT")):
             monkeypatch.delenv(name)
     yield
 
@@ -45,3 +51,69 @@ def real_data() -> Path:
 @pytest.fixture(scope="session")
 def project_root() -> Path:
     return ROOT
+
+
+TINY = {
+    "ingest": {"eval_per_label": 20, "workers": 1},
+    "datasets": {"names": ["sample-sentiment"]},
+    "validate": {"min_per_label": 5},
+    "tokenize": {"workers": 1},
+    "pretrain": {"embedding_size": 16, "hidden_size": 16, "epochs": 1, "learning_rate": 0.01},
+    "finetune": {"methods": ["new", "chain-thaw"], "epochs": 1, "epoch_size": 200},
+    "benchmark": {"baselines": ["majority"], "bootstrap": 20},
+}
+TINY_GATES = """\
+minimum: {top5: 0.0, transfer_gain: -1.0}
+maximum_drop: {top5: 1.0}
+required_tags: [git_commit, code, data, dvc_lock]
+same_data: data
+significance: null
+"""
+
+
+def run_in(project: Path, *command: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    """Run a command inside a project as a user would, with this environment's commands on the PATH."""
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "DEEPMOJI_PROJECT": str(project),
+        "PYTHONPATH": str(project),  # the copy's own code, not the checkout's
+        "OMP_NUM_THREADS": "2",
+    }
+    for name in list(environment):
+        if name == "DEEPMOJI_DATA" or name.startswith(USERS_OWN):
+            del environment[name]
+    return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def write_tiny_project(folder: Path) -> Path:
+    """A copy of this project in its own git and DVC repository, with a cut sample and tiny parameters."""
+    from deepmoji.sample import write_sample
+
+    names = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/", "data.dvc", "dvc.lock")):
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    write_sample(folder / "data")
+    for file in (folder / "data" / "tweets").iterdir():
+        file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:2500]))
+    content = yaml.safe_load((folder / "params.yaml").read_text())
+    for section, values in TINY.items():
+        content[section] |= values
+    (folder / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (folder / "mlflow" / "promotion.yaml").write_text(TINY_GATES)
+    for command in (["init", "-q"], ["add", "-A"], ["commit", "-qm", "A tiny project"]):
+        subprocess.run(
+            ["git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@example.org", *command],
+            check=True,
+        )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny project that the tests of the road share, in the order of their file."""
+    return write_tiny_project(tmp_path_factory.mktemp("project"))

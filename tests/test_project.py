@@ -180,7 +180,7 @@ def test_stage_options_are_the_section_of_their_stage(project_root: Path) -> Non
         "benchmark": benchmark.benchmark,
     }.items():
         names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
-        assert names - given == set(params.section(stage)) - {"tweets", "methods"}, stage
+        assert names - given == set(params.section(stage)) - {"tweets", "methods", "max_unknown_share"}, stage
 
 
 @pytest.mark.parametrize("preset", ["sample", "laptop", "paper"])
