@@ -101,7 +101,7 @@ def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, 
     try:
         folder.mkdir(parents=True, exist_ok=True)
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        save_file(kept, beside, metadata={"state": json.dumps(state, sort_keys=True)})
+        save_file(kept, beside, metadata={"state": json.dumps(state)})
         with beside.open("rb+") as stream:
             os.fsync(stream.fileno())  # the rename must not reach the disk before the bytes
         beside.replace(target)

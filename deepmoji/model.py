@@ -5,7 +5,8 @@ Rows are right-padded with id 0 up to T; what stands behind a row's length never
 Source: paper, section 3.2 (architecture); Keras' hard sigmoid is needed only for the published weights.
 """
 
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -42,7 +43,7 @@ class DeepMoji(nn.Module):
         attention: bool = True,
     ) -> None:
         super().__init__()
-        self.config = {
+        self.config: dict[str, Any] = {
             "vocabulary_size": vocabulary_size,
             "classes": classes,
             "embedding_size": embedding_size,
@@ -69,7 +70,8 @@ class DeepMoji(nn.Module):
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, C) float32 of ids (B, T) int64 with lengths (B,) int64, best kept on the CPU."""
         features, _ = self.features(ids, lengths)
-        return self.output(self.final_dropout(features)).float()
+        logits: Tensor = self.output(self.final_dropout(features))
+        return logits.float()
 
     def features(self, ids: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Features (B, F) float32 and attention weights (B, T), which sum to 1 over a row's tokens.
@@ -123,7 +125,7 @@ class Attention(nn.Module):
     def forward(self, parts: list[Tensor], present: Tensor) -> tuple[Tensor, Tensor]:
         """Weighted sum (B, F) float32 of the parts (B, T, f), concatenated, and the weights (B, T)."""
         # Part by part: the (B, T, F) concatenation would be written and read again for nothing.
-        vectors = self.weight.split([part.shape[2] for part in parts])
+        vectors = torch.split(self.weight, [part.shape[2] for part in parts])
         scores = torch.stack(
             [(part @ vector.to(part.dtype)).float() for part, vector in zip(parts, vectors, strict=True)]
         )
@@ -155,12 +157,11 @@ class HardSigmoidLSTM(nn.LSTM):
         steps = torch.arange(t)[None, :]
         turned = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps).to(x.device)  # (B, T)
         rows = torch.arange(b, device=x.device)[:, None]
-        forward_gates = nn.functional.linear(x, self.weight_ih_l0, self.bias_ih_l0 + self.bias_hh_l0)
-        backward_gates = nn.functional.linear(
-            x, self.weight_ih_l0_reverse, self.bias_ih_l0_reverse + self.bias_hh_l0_reverse
-        )
+        (w, u, b0, b1), (w_back, u_back, b0_back, b1_back) = self.all_weights
+        forward_gates = nn.functional.linear(x, w, b0 + b1)
+        backward_gates = nn.functional.linear(x, w_back, b0_back + b1_back)
         gates = torch.stack([forward_gates, backward_gates[rows, turned]])  # (2, B, T, 4H)
-        recurrent = torch.stack([self.weight_hh_l0.T, self.weight_hh_l0_reverse.T]).to(gates.dtype)  # (2, H, 4H)
+        recurrent = torch.stack([u.T, u_back.T]).to(gates.dtype)  # (2, H, 4H)
         hidden = gates.new_zeros(2, b, self.hidden_size)
         cell = torch.zeros(2, b, self.hidden_size, device=x.device)
         states = []
@@ -193,7 +194,7 @@ def _recur(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
     return states, last.transpose(0, 1).flatten(1)
 
 
-def _check(config: dict[str, object]) -> None:
+def _check(config: Mapping[str, Any]) -> None:
     for name in ("vocabulary_size", "classes", "embedding_size", "hidden_size"):
         value = config[name]
         if not isinstance(value, int) or value < 1:

@@ -172,6 +172,6 @@ class Meter:
 
 def peak_memory_mb() -> float:
     """Peak memory of this process in MB: the GPU's if one is used, else resident memory."""
-    if torch.cuda.is_available() and torch.cuda.is_initialized():
+    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return torch.cuda.max_memory_allocated() / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10

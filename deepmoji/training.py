@@ -183,7 +183,7 @@ def _prepare(run: _Run, phase: Phase) -> tuple[nn.Module, list[torch.optim.Optim
         run.model.get_submodule(name).requires_grad_(True)
     optimisers: list[torch.optim.Optimizer] = []
     if "embedding" in layers:
-        optimisers.append(RowAdam([run.model.embedding.weight], phase.learning_rate, run.embedding_l2))
+        optimisers.append(RowAdam(run.model.embedding.parameters(), phase.learning_rate, run.embedding_l2))
     others = [p for name in layers if name != "embedding" for p in run.model.get_submodule(name).parameters()]
     if others:
         optimisers.append(torch.optim.Adam(others, phase.learning_rate, fused=True))
@@ -224,7 +224,7 @@ def _run_epoch(
             share = float(run.rank < len(chosen))  # the last batch may be smaller than the number of processes
             loss = run.losses(logits, batch.targets).sum() * share
             # DDP averages over processes, so that together they follow the mean over the whole batch.
-            (loss * (run.world / len(chosen))).backward()
+            torch.autograd.backward(loss * (run.world / len(chosen)))
             clip_gradients(trained, run.clip_norm)
             for optimiser in optimisers:
                 optimiser.step()

@@ -65,7 +65,7 @@ def _read(path: Path) -> dict[str, Array]:
         ) from None
     if start == HDF5_MAGIC:
         return _read_keras(path)
-    if start.startswith(b"PK") or start.startswith(b"\x80"):
+    if start.startswith((b"PK", b"\x80")):
         return _read_torchmoji(path)
     raise InputError(f"{path} is neither HDF5 nor a torch file: name a published .hdf5 or .bin weights file.")
 
@@ -102,7 +102,7 @@ def _read_keras(path: Path) -> dict[str, Array]:
 
 def _keras_layers(file: Any) -> list[tuple[str, list[Array]]]:
     """(layer name, its arrays in the order of weight_names) for each layer with weights, in the order of the model."""
-    root = file["model_weights"] if "model_weights" in file else file  # a whole saved model, or its weights
+    root = file.get("model_weights", file)  # a whole saved model, or its weights
     layers = []
     for name in _names(root.attrs, "layer_names"):
         group = root[name]
@@ -125,7 +125,7 @@ def _names(attributes: Any, key: str) -> list[str]:
 
 
 def _keras_lstm(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
-    found = {}
+    found: dict[str, Array] = {}
     for direction, (kernel, recurrent, bias) in zip(DIRECTIONS, (arrays[:3], arrays[3:]), strict=True):
         found |= {
             f"{name}.weight_ih_l0{direction}": kernel.T,
