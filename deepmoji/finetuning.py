@@ -1,0 +1,336 @@
+"""Transfer: a pretrained model and a labelled set in, a model of that set out (paper sections 3.3 and 5).
+
+Methods are lists of phases (schedules.py) that run through the same `fit` as pretraining. What is chosen (epochs,
+thresholds, the best seed) is chosen on validation rows; test rows are only scored.
+"""
+
+import json
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from deepmoji.cards import finetuned_card
+from deepmoji.checkpoints import ModelFolder, load_model, save_model
+from deepmoji.datasets import Dataset
+from deepmoji.model import LAYERS, DeepMoji, Task, probabilities
+from deepmoji.predictions import Judged, judge, rows_of, write_predictions
+from deepmoji.schedules import METHODS, phases_for, trains_embedding
+from deepmoji.tokens import Examples, encode_examples
+from deepmoji.training import Phase, fit, predict_logits
+from deepmoji.vocabulary import Vocabulary, count_words, most_frequent
+
+__all__ = ["METHODS", "finetune", "phases_for"]
+
+logger = logging.getLogger(__name__)
+
+Report = Callable[[dict[str, float], int], None]
+SeedReport = Callable[[int, Mapping[str, Any]], None]
+SPLITS = ("train", "val", "test")
+LENGTH_PERCENTILE = 80  # of the training texts fit whole (paper's code); what is cut is counted in results.json
+MIN_COUNT = 2  # a word seen once gets a vector that fits that one text
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A set in a model's terms: examples by split, and what the encoding did to the texts."""
+
+    vocabulary: Vocabulary
+    examples: dict[str, Examples]
+    max_length: int
+    truncated: dict[str, dict[str, int]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `fit` gets besides model and examples."""
+
+    phases: list[Phase]
+    batch_size: int
+    balance: float
+    embedding_l2: float
+    embedding_dropout: float
+    final_dropout: float
+
+
+def finetune(
+    dataset: Dataset,
+    pretrained: Path,
+    out: Path,
+    *,
+    method: str,
+    learning_rate: float,
+    finetune_rate: float,
+    batch_size: int,
+    epochs: int,
+    epoch_size: int | None,
+    patience: int | None,
+    max_length: int | None,
+    new_words: int,
+    embedding_dropout: float,
+    final_dropout: float,
+    embedding_l2: float,
+    class_average: bool,
+    balance: float,
+    schedules: Mapping[str, Sequence[Mapping[str, Any]]],
+    seeds: Sequence[int],
+    report: Report | None = None,
+    report_seed: SeedReport | None = None,
+) -> dict[str, Any]:
+    """Fine-tune on a set by one method, once a seed, and write the best seed's model folder to `out`.
+
+    method: new, last, full, chain-thaw or a name in `schedules`; see `phases_for` for the rates and for epochs,
+        patience and epoch_size. new starts from random weights of the pretrained model's sizes.
+    max_length: tokens; longer texts are cut, and counted. None: the 80th percentile of the training texts, rounded
+        up to 10. new_words: so many words of the training texts at most join the vocabulary, if the method trains
+        word vectors.
+    class_average: for sets with several labels a row, and where the metric is the class-average F1, judge one
+        binary model per class, all from the same start, as the paper does. The model folder then still holds a
+        model of all classes, trained beside them.
+    balance: 0 = classes as they come, 1 = equally often.
+
+    `out` gets, besides the model: predictions.parquet (test rows of every seed) and results.json, written last.
+    report(metrics, step) hears of every epoch, report_seed(seed, numbers) of every finished seed.
+    Returns the content of results.json. UsageError: an unknown method or layer; InputError: an empty split.
+    """
+    phases = phases_for(
+        method,
+        learning_rate=learning_rate,
+        finetune_rate=finetune_rate,
+        epochs=epochs,
+        patience=patience,
+        epoch_size=epoch_size,
+        schedules=schedules,
+    )
+    start = load_model(pretrained)
+    phases = _existing(phases, start.model, own=method in schedules)
+    extend = new_words if method != "new" and trains_embedding(phases) else 0
+    prepared = prepare(dataset, start.vocabulary, max_length=max_length, new_words=extend)
+    options = Options(phases, batch_size, balance, embedding_l2, embedding_dropout, final_dropout)
+    split_models = class_average and (dataset.task == "multilabel" or dataset.metric == "class_average_f1")
+    best: tuple[float, int, DeepMoji, Judged] | None = None
+    runs: list[dict[str, Any]] = []
+    predictions = []
+    for seed in seeds:
+        model, judged, history = _run_all_classes(dataset, start, prepared, options, method, seed, report)
+        run: dict[str, Any] = {"seed": seed, "phases": history, **_figures(judged)}
+        if split_models:
+            own = _run_per_class(dataset, start, prepared, options, method, seed, report)
+            run = {"seed": seed, "phases": history, **_figures(own), "one_model": _figures(judged)}
+            predictions.append(own.predictions)
+        else:
+            predictions.append(judged.predictions)
+        runs.append(run)
+        reached = judged.validation[dataset.metric]
+        logger.info("%s by %s, seed %d: validation %s %.4f", dataset.name, method, seed, dataset.metric, reached)
+        if best is None or reached > best[0]:
+            best = (reached, seed, model, judged)
+        if report_seed is not None:
+            report_seed(seed, {"validation": run["validation"], "test": run["test"]})
+    assert best is not None
+    results: dict[str, Any] = {
+        "dataset": dataset.name,
+        "method": method,
+        "metric": dataset.metric,
+        "task": dataset.task,
+        "classes": list(dataset.classes),
+        "class_average": split_models,
+        "best_seed": best[1],
+        "max_length": prepared.max_length,
+        "truncated": prepared.truncated,
+        "new_words": len(prepared.vocabulary) - len(start.vocabulary),
+        "pretrained": {} if method == "new" else _origin(start),
+        "schedule": [{**asdict(phase), "train": list(phase.train)} for phase in phases],
+        "seeds": runs,
+        "mean": {split: _over_seeds(runs, split, np.mean) for split in ("validation", "test")},
+        "std": {split: _over_seeds(runs, split, _spread) for split in ("validation", "test")},
+    }
+    _write(out, dataset, prepared, best[2], best[3], results)
+    write_predictions(out / "predictions.parquet", predictions)
+    beside = out / "results.json.tmp"
+    beside.write_text(json.dumps(results, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(out / "results.json")
+    return results
+
+
+def prepare(dataset: Dataset, vocabulary: Vocabulary, *, max_length: int | None, new_words: int) -> Prepared:
+    """Encode a set; the vocabulary grows by at most `new_words` words of the training texts, most frequent first."""
+    texts = {split: [dataset.texts[row] for row in rows_of(dataset, split)] for split in SPLITS}
+    if new_words:
+        vocabulary = vocabulary.extend(frequent_unknown(texts["train"], vocabulary)[:new_words])
+    lengths = {split: np.diff(vocabulary.encode_flat(texts[split], None)[1]) for split in SPLITS}
+    limit = max_length or default_length(lengths["train"])
+    targets = {split: _targets(dataset, dataset.labels[rows_of(dataset, split)]) for split in SPLITS}
+    return Prepared(
+        vocabulary=vocabulary,
+        examples={split: encode_examples(texts[split], targets[split], vocabulary, limit) for split in SPLITS},
+        max_length=limit,
+        truncated={
+            split: {"texts": int((counts > limit).sum()), "of": len(counts)} for split, counts in lengths.items()
+        },
+    )
+
+
+def default_length(counts: NDArray[np.int64]) -> int:
+    """Tokens at which texts are cut: the 80th percentile of the training texts' counts, rounded up to 10."""
+    return max(10, math.ceil(float(np.percentile(counts, LENGTH_PERCENTILE)) / 10) * 10)
+
+
+def frequent_unknown(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:
+    """Words that the vocabulary lacks and that occur at least twice; most frequent first, equals by spelling."""
+    known = set(vocabulary.words)
+    counts = {word: count for word, count in count_words(texts).items() if word not in known}
+    return most_frequent(counts, MIN_COUNT)
+
+
+def starting_model(
+    start: ModelFolder, words: int, classes: int, task: Task, options: Options, *, seed: int, fresh: bool
+) -> DeepMoji:
+    """A model of the set: pretrained layers under a new output layer, or (fresh) random ones of the same sizes.
+
+    Words beyond the pretrained vocabulary get random vectors. The caller's random state is left alone.
+    """
+    sizes = {**start.model.config, "vocabulary_size": words, "classes": classes, "task": task}
+    sizes |= {"embedding_dropout": options.embedding_dropout, "final_dropout": options.final_dropout}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = DeepMoji(**sizes)
+    if fresh:
+        return model
+    weights = model.state_dict()
+    for name, tensor in start.model.state_dict().items():
+        if name == "embedding.weight":
+            weights[name][: len(tensor)] = tensor
+        elif not name.startswith("output."):
+            weights[name] = tensor
+    model.load_state_dict(weights)
+    return model
+
+
+def _run_all_classes(
+    dataset: Dataset,
+    start: ModelFolder,
+    prepared: Prepared,
+    options: Options,
+    method: str,
+    seed: int,
+    report: Report | None,
+) -> tuple[DeepMoji, Judged, list[dict[str, Any]]]:
+    """One model with an output column a class (one column for two classes)."""
+    columns = 1 if dataset.task == "binary" else len(dataset.classes)
+    task: Task = dataset.task  # type: ignore[assignment]
+    words = len(prepared.vocabulary)
+    model = starting_model(start, words, columns, task, options, seed=seed, fresh=method == "new")
+    history = _fit(model, prepared.examples, options, seed, _prefixed(report, f"seed_{seed}"))
+    val, test = (predict(model, prepared.examples[split]) for split in ("val", "test"))
+    return model, judge(dataset, seed, val, test), history
+
+
+def _run_per_class(
+    dataset: Dataset,
+    start: ModelFolder,
+    prepared: Prepared,
+    options: Options,
+    method: str,
+    seed: int,
+    report: Report | None,
+) -> Judged:
+    """One binary model a class against the rest, all from the same start."""
+    columns: dict[str, list[NDArray[np.float32]]] = {"val": [], "test": []}
+    for k in range(len(dataset.classes)):
+        examples = {split: _one_class(part, k) for split, part in prepared.examples.items()}
+        model = starting_model(start, len(prepared.vocabulary), 1, "binary", options, seed=seed, fresh=method == "new")
+        _fit(model, examples, options, seed, _prefixed(report, f"seed_{seed}/class_{k}"))
+        for split, parts in columns.items():
+            parts.append(predict(model, examples[split])[:, 1])
+    val, test = (np.stack(columns[split], axis=1) for split in ("val", "test"))
+    return judge(dataset, seed, val, test, per_class=True)
+
+
+def _fit(
+    model: DeepMoji, examples: Mapping[str, Examples], options: Options, seed: int, report: Report | None
+) -> list[dict[str, Any]]:
+    result = fit(
+        model,
+        examples["train"],
+        examples["val"],
+        options.phases,
+        batch_size=options.batch_size,
+        seed=seed,
+        balance=options.balance,
+        embedding_l2=options.embedding_l2,
+        report=report,
+    )
+    return result.phases
+
+
+def predict(model: DeepMoji, examples: Examples) -> NDArray[np.float32]:
+    """Probabilities (n, C) of texts in input order; (n, 2) for a binary model."""
+    logits = torch.from_numpy(predict_logits(model, examples)).float()
+    given = probabilities(logits, model.task).numpy()
+    return np.concatenate([1 - given, given], axis=1) if model.task == "binary" else given
+
+
+def _existing(phases: Sequence[Phase], model: DeepMoji, *, own: bool) -> list[Phase]:
+    """Leave out built-in phases of a layer that this model does without (attention); own schedules stay as given."""
+    absent = {layer for layer in LAYERS if getattr(model, layer, None) is None}
+    return [phase for phase in phases if own or not set(phase.train) <= absent]
+
+
+def _targets(dataset: Dataset, labels: NDArray[Any]) -> NDArray[Any]:
+    return labels.astype(np.float32 if dataset.task == "multilabel" else np.int64)
+
+
+def _one_class(examples: Examples, k: int) -> Examples:
+    targets = examples.targets[:, k] > 0.5 if examples.targets.ndim == 2 else examples.targets == k
+    return Examples(examples.ids, examples.offsets, examples.rows, targets.astype(np.int64))
+
+
+def _prefixed(report: Report | None, prefix: str) -> Report | None:
+    if report is None:
+        return None
+
+    def told(metrics: dict[str, float], step: int) -> None:
+        report({f"{prefix}/{name}": value for name, value in metrics.items()}, step)
+
+    return told
+
+
+def _figures(judged: Judged) -> dict[str, Any]:
+    return {"validation": judged.validation, "test": judged.test, "thresholds": judged.thresholds}
+
+
+def _over_seeds(
+    runs: Sequence[Mapping[str, Any]], split: str, summary: Callable[[list[float]], Any]
+) -> dict[str, float]:
+    return {name: float(summary([run[split][name] for run in runs])) for name in runs[0][split]}
+
+
+def _spread(values: list[float]) -> float:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def _origin(start: ModelFolder) -> dict[str, Any]:
+    """What the pretrained model says of itself, for the report."""
+    examples = start.metrics.get("train_examples")
+    return {"words": len(start.vocabulary), "labels": len(start.labels), "examples": examples}
+
+
+def _write(
+    out: Path, dataset: Dataset, prepared: Prepared, model: DeepMoji, judged: Judged, results: Mapping[str, Any]
+) -> None:
+    save_model(
+        out,
+        model,
+        prepared.vocabulary,
+        dataset.classes,
+        metrics={"validation": judged.validation, "test": judged.test},
+        card=finetuned_card(results, judged),
+        extra={"max_length": prepared.max_length, "thresholds": judged.thresholds},
+    )

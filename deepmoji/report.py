@@ -1,0 +1,214 @@
+"""The benchmark's report as people read it: Markdown tables, plots, and a flat table for `dvc plots`."""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+PAPER_EXAMPLES = "1.6 billion"  # (text, emoji) pairs of 1,246 M tweets: paper, section 3.1
+METRIC_NAMES = {
+    "accuracy": "accuracy",
+    "macro_f1": "macro F1",
+    "micro_f1": "micro F1",
+    "weighted_f1": "weighted F1",
+    "class_average_f1": "class-average F1",
+    "macro_recall": "macro recall",
+    "jaccard": "Jaccard",
+    "f1": "F1 of the second class",
+}
+
+
+def write_report(out: Path, content: Mapping[str, Any]) -> None:
+    """Write report.md, scores.csv, methods.png and <dataset>.png for what `benchmark` found."""
+    (out / "report.md").write_text(markdown(content), encoding="utf-8")
+    with (out / "scores.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["dataset", "method", "seed", "metric", "value"])
+        writer.writerows(flat_scores(content))
+    _draw(out / "methods.png", content["datasets"])
+    for name, entry in content["datasets"].items():
+        _draw(out / f"{name}.png", {name: entry})
+
+
+def flat_scores(content: Mapping[str, Any]) -> list[tuple[str, str, int, str, float]]:
+    """(dataset, method, seed, metric, value) for every metric on test."""
+    return [
+        (name, row["method"], seed, metric, value)
+        for name, entry in content["datasets"].items()
+        for row in entry["rows"]
+        for seed, figures in zip(row["seeds"], row["test"], strict=True)
+        for metric, value in sorted(figures.items())
+    ]
+
+
+def markdown(content: Mapping[str, Any]) -> str:
+    """The whole report.md."""
+    reference = content["reference"]
+    parts = [
+        "# Benchmark",
+        "Test scores, mean over seeds ± standard deviation; the best of a row is **bold**. Every choice was made on "
+        f"validation rows. *Paper* is the published figure of chain-thaw, pretrained on {PAPER_EXAMPLES} (text, emoji) "
+        f"examples; {_corpus(content)}.",
+        _overview(content),
+        "![Scores with intervals](methods.png)",
+        f"## Is {reference} better?",
+        f"Sets where {reference} has the higher mean, and where that holds with p < 0.05 in the paired bootstrap.",
+        _wins(content),
+        "## Set by set",
+        f"Interval: 95 % of {content['bootstrap']:,} resamples of the test rows. Gain: {reference} minus the row, with "
+        "its interval and two-sided p-value, on the same resamples.",
+    ]
+    for name, entry in content["datasets"].items():
+        parts += [f"### {name}", _facts(entry), _table_of(entry), f"![{name}]({name}.png)"]
+    parts += ["## What is missing", _missing(content)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _corpus(content: Mapping[str, Any]) -> str:
+    sizes = {
+        int(row["pretrained"]["examples"])
+        for entry in content["datasets"].values()
+        for row in entry["rows"]
+        if row.get("pretrained", {}).get("examples")
+    }
+    if not sizes:
+        return "our pretrained model does not say how many it saw"
+    return "ours on " + " and ".join(f"{size:,}" for size in sorted(sizes))
+
+
+def _overview(content: Mapping[str, Any]) -> str:
+    methods = _all_methods(content)
+    lines = []
+    for name, entry in content["datasets"].items():
+        rows = {row["method"]: row for row in entry["rows"]}
+        best = max((row["mean"] for row in rows.values()), default=0.0)
+        cells = [_mean(rows.get(method), best) for method in methods]
+        lines.append([name, METRIC_NAMES[entry["metric"]], *cells, _number(entry["paper"].get("chain-thaw"))])
+    return _table(["set", "metric", *methods, "paper"], lines)
+
+
+def _wins(content: Mapping[str, Any]) -> str:
+    lines = []
+    for method in _all_methods(content):
+        compared = [
+            row["against"]
+            for entry in content["datasets"].values()
+            for row in entry["rows"]
+            if row["method"] == method and "against" in row
+        ]
+        if compared:
+            higher = sum(one["difference"] > 0 for one in compared)
+            sure = sum(one["difference"] > 0 and one["p"] < 0.05 for one in compared)
+            worse = sum(one["difference"] < 0 and one["p"] < 0.05 for one in compared)
+            lines.append([method, str(len(compared)), str(higher), str(sure), str(worse)])
+    if not lines:
+        return f"No set has both {content['reference']} and another row."
+    return _table(["against", "sets", "higher", "surely higher", "surely lower"], lines)
+
+
+def _facts(entry: Mapping[str, Any]) -> str:
+    texts = entry["texts"]
+    line = (
+        f"{METRIC_NAMES[entry['metric']].capitalize()}, {len(entry['classes'])} classes, "
+        f"{texts['train']:,} / {texts['val']:,} / {texts['test']:,} texts to train, validate, test."
+    )
+    for row in entry["rows"]:
+        if "truncated" in row:
+            cut, total = (sum(part[key] for part in row["truncated"].values()) for key in ("texts", "of"))
+            line += f" {row['method']}: {cut:,} of {total:,} texts cut at {row['max_length']} tokens"
+            line += f", {row['new_words']:,} words added." if row["new_words"] else "."
+    return line
+
+
+def _table_of(entry: Mapping[str, Any]) -> str:
+    best = max((row["mean"] for row in entry["rows"]), default=0.0)
+    lines = []
+    for row in entry["rows"]:
+        against = row.get("against")
+        gain = f"{against['difference']:+.3f} ({against['low']:+.3f} to {against['high']:+.3f})" if against else ""
+        lines.append(
+            [
+                row["method"],
+                _mean(row, best),
+                str(len(row["seeds"])),
+                f"{row['low']:.3f} to {row['high']:.3f}",
+                gain,
+                f"{against['p']:.3f}" if against else "",
+                _number(row["paper"]),
+            ]
+        )
+    ours = {row["method"] for row in entry["rows"]}
+    lines += [
+        [f"published: {name}", "", "", "", "", "", _number(value)]
+        for name, value in sorted(entry["paper"].items())
+        if name not in ours
+    ]
+    return _table(["method", "score", "seeds", "interval", "gain of chain-thaw", "p", "published"], lines)
+
+
+def _missing(content: Mapping[str, Any]) -> str:
+    lines = [f"- {gap['dataset']} by {gap['method']}: not fine-tuned" for gap in content["missing"]]
+    lines += [f"- {name}: fine-tuned, but not among the labelled sets" for name in content["not_listed"]]
+    return "\n".join(lines) if lines else "Nothing: every set has every method."
+
+
+def _all_methods(content: Mapping[str, Any]) -> list[str]:
+    """Methods of all sets: in the order of the set that has most of them, then the others."""
+    rows = [[row["method"] for row in entry["rows"]] for entry in content["datasets"].values()]
+    ordered: dict[str, None] = {}
+    for methods in sorted(rows, key=len, reverse=True):
+        ordered |= dict.fromkeys(methods)
+    return list(ordered)
+
+
+def _mean(row: Mapping[str, Any] | None, best: float) -> str:
+    if row is None:
+        return "missing"
+    text = f"{row['mean']:.3f}"
+    text = f"**{text}**" if row["mean"] == best else text
+    return f"{text} ± {row['std']:.3f}" if len(row["seeds"]) > 1 else text
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """A Markdown table whose columns line up in plain text too; the first column left, the others right."""
+    widths = [max(len(line[k]) for line in (header, *lines)) for k in range(len(header))]
+
+    def row(cells: Sequence[str]) -> str:
+        aligned = [cells[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(cells[1:], widths[1:], strict=True))]
+        return "| " + " | ".join(aligned) + " |"
+
+    rule = "|" + "|".join("-" * (w + 2) if k == 0 else "-" * (w + 1) + ":" for k, w in enumerate(widths)) + "|"
+    return "\n".join([row(header), rule, *(row(line) for line in lines)])
+
+
+def _draw(path: Path, datasets: Mapping[str, Any]) -> None:
+    """One panel a set: each method's mean and interval, the published figures as open diamonds."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = min(3, len(datasets))
+    deep = math.ceil(len(datasets) / columns)
+    tallest = max(len(entry["rows"]) for entry in datasets.values())
+    figure = Figure(figsize=(4.2 * columns, deep * (0.9 + 0.28 * tallest)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for index, (name, entry) in enumerate(datasets.items()):
+        axes = figure.add_subplot(deep, columns, index + 1)
+        rows = entry["rows"][::-1]
+        for height, row in enumerate(rows):
+            colour = "0.45" if row.get("baseline") else "C0"
+            axes.plot([row["low"], row["high"]], [height, height], color=colour, linewidth=1.5)
+            axes.plot(row["mean"], height, marker="o", color=colour, markersize=5)
+            if row["paper"] is not None:
+                axes.plot(row["paper"], height, marker="D", color="C1", markerfacecolor="none", markersize=6)
+        axes.set_yticks(range(len(rows)), [row["method"] for row in rows], fontsize=8)
+        axes.set_ylim(-0.6, len(rows) - 0.4)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.grid(axis="x", color="0.9")
+        axes.set_title(f"{name}: {METRIC_NAMES[entry['metric']]}", fontsize=9)
+    # Without this the file would carry the version of the library that drew it.
+    figure.savefig(path, dpi=110, metadata={"Software": None})
