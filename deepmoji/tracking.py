@@ -187,7 +187,7 @@ class Run:
         self.run_id = run_id
         self.experiment_id = experiment_id
         self.uri = uri
-        self._client = door
+        self.client = door
         self.tags = tags
         self._waiting: list[Metric] = []
         self._sent = time.monotonic()
@@ -209,7 +209,7 @@ class Run:
         self._sent = time.monotonic()
         while self._waiting:
             with asking(self.uri, "store metrics"):
-                self._client.log_batch(self.run_id, metrics=self._waiting[:BATCH])
+                self.client.log_batch(self.run_id, metrics=self._waiting[:BATCH])
             del self._waiting[:BATCH]
 
     def dataset(self, name: str, digest: str, source: str, rows: int) -> None:
@@ -224,7 +224,7 @@ class Run:
             profile=json.dumps({"num_rows": rows}),
         )
         with asking(self.uri, f"record the dataset {name}"):
-            self._client.log_inputs(self.run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", "input")])])
+            self.client.log_inputs(self.run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", "input")])])
 
     def artifacts(self, path: Path) -> None:
         """Keep a file, or a folder under its own name, with the run."""
@@ -232,20 +232,20 @@ class Run:
             raise FileNotFoundError(path)
         with asking(self.uri, f"store {path.name}"):
             if path.is_dir():
-                self._client.log_artifacts(self.run_id, str(path), path.name)
+                self.client.log_artifacts(self.run_id, str(path), path.name)
             else:
-                self._client.log_artifact(self.run_id, str(path))
+                self.client.log_artifact(self.run_id, str(path))
 
     def tag(self, name: str, value: str) -> None:
         with asking(self.uri, f"store the tag {name}"):
-            self._client.set_tag(self.run_id, key(name), hide_secrets(value))
+            self.client.set_tag(self.run_id, key(name), hide_secrets(value))
 
     def child(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
         """A finished run below this one, as for one seed of a method on a dataset; returns its id."""
         tags = self.tags | {key(k): str(v) for k, v in params.items()} | {"mlflow.parentRunId": self.run_id}
         with asking(self.uri, f"record the run {name}"):
-            made = self._client.create_run(self.experiment_id, tags=tags, run_name=name)
-        run = Run(self._client, self.uri, self.experiment_id, made.info.run_id, tags)
+            made = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
+        run = Run(self.client, self.uri, self.experiment_id, made.info.run_id, tags)
         run.parameters(params)
         run.metrics(metrics)
         run.flush()
@@ -258,11 +258,11 @@ class Run:
         entries = [Param(name, text) for name, text in parameters(values).items()]
         with asking(self.uri, "store parameters"):
             for start in range(0, len(entries), 100):  # MLflow's limit in one request
-                self._client.log_batch(self.run_id, params=entries[start : start + 100])
+                self.client.log_batch(self.run_id, params=entries[start : start + 100])
 
     def end(self, status: str) -> None:
         with asking(self.uri, "end the run"):
-            self._client.set_terminated(self.run_id, status)
+            self.client.set_terminated(self.run_id, status)
 
 
 @contextmanager
@@ -358,11 +358,13 @@ def log_model(run: Run, folder: Path, name: str) -> str:
     )
     with asking(run.uri, f"store the model {name}"), everywhere(run.uri), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # MLflow warns of type hints of its own, and uses what pandas gave up
+        # Made here, since MLflow would put it into whatever experiment is its global one, below the working folder.
+        entry = run.client.create_logged_model(run.experiment_id, name=name, source_run_id=run.run_id)
         logged = Model.log(
             artifact_path=None,
             flavor=import_module("mlflow.pyfunc"),
             run_id=run.run_id,
-            name=name,
+            model_id=entry.model_id,
             python_model=str(package / "pyfunc.py"),
             artifacts={"model": str(folder.resolve())},
             code_paths=[str(package)],
@@ -370,6 +372,7 @@ def log_model(run: Run, folder: Path, name: str) -> str:
             input_example=(pd.DataFrame({"text": ["I love mom's cooking"]}), {"output": "predict", "top_k": 5}),
             pip_requirements=[f"{needed}=={version(needed)}" for needed in SERVING_NEEDS],
         )
+        run.client.finalize_logged_model(entry.model_id, "READY")
         return str(logged.model_uri)
 
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tiny import TEXTS, tiny_model
 
 import deepmoji
 from deepmoji import inference
 from deepmoji.errors import InputError, UsageError
 from deepmoji.inference import Model, Prediction, load_folder
+from tests.tiny import TEXTS, tiny_model
 
 
 @pytest.fixture(scope="module")

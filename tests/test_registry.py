@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from tiny import TEXTS, tiny_model
 
 import deepmoji
 from deepmoji import registry, tracking
 from deepmoji.errors import InputError, RegistryError, UsageError
 from deepmoji.gates import Gates, Significance, load_gates, relative_faults
+from tests.tiny import TEXTS, tiny_model
 
 TAGS = {"data": "d1", "git_commit": "c1", "code": "k1", "dvc_lock": "l1"}
 GATES = Gates(
@@ -284,9 +284,16 @@ def test_a_registered_model_loads_by_uri(root: Path, registered: int, monkeypatc
     assert registry.resolve(root / "tiny", root) == root / "tiny"
 
 
-def test_registering_leaves_the_global_address_of_mlflow_alone(root: Path, registered: int) -> None:
-    assert registered
+def test_registering_touches_neither_mlflows_global_address_nor_the_working_folder(
+    root: Path, registered: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    version = registry.register(root, root / "tiny", "elsewhere", tags={}, metrics={})
+    assert version == 1
+    assert list(tmp_path.iterdir()) == []
     assert "MLFLOW_TRACKING_URI" not in os.environ
+    kept = registry.resolve("models:/elsewhere/1", root)
+    assert kept.is_relative_to(root / ".state" / "mlflow" / "artifacts" / "release")
 
 
 SERVED = """

@@ -170,13 +170,13 @@ def test_processes_that_start_together_share_one_database(tmp_path: Path) -> Non
 def test_metrics_are_sent_in_batches(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with start(root) as run:
         sent: list[int] = []
-        send: Callable[..., None] = run._client.log_batch
+        send: Callable[..., None] = run.client.log_batch
 
         def count(run_id: str, metrics: list[Any]) -> None:
             sent.append(len(metrics))
             send(run_id, metrics)
 
-        monkeypatch.setattr(run._client, "log_batch", count)
+        monkeypatch.setattr(run.client, "log_batch", count)
         for step in range(1200):
             run.metrics({"loss": 1.0 / (step + 1)}, step)
     assert sum(sent) == 1200
@@ -195,7 +195,7 @@ def test_a_server_that_comes_back_gets_the_metrics(
 
     with start(root) as run:
         with monkeypatch.context() as outage, caplog.at_level(logging.WARNING):
-            outage.setattr(run._client, "log_batch", away)
+            outage.setattr(run.client, "log_batch", away)
             run.metrics({"loss": 2.0}, 0)
         run.metrics({"loss": 1.0}, 1)
     assert "1 metrics wait" in caplog.text
