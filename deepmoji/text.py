@@ -52,7 +52,7 @@ _NOT_ASCII = re.compile("[^\x00-\x7f]")
 _WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _ASCII_PUNCTUATION = frozenset("!\"#$'()+,-.:;<=>?@`~")  # what Unicode punctuation may become; not "*", "/", "[", "|"
 # For Arrow: chunks that are one token as they stand, and tokens that `_finish` may change.
-_WHOLE = "^(?:[a-z]+|[0-9]+|[@#][a-z0-9_]+) ?$"
+_WHOLE = "^(?:[a-z]+|[0-9]+|[@#][a-z0-9_]+)$"
 _UNFINISHED = "|".join(("^[0-9]|@|^http|^www|[^\\x00-\\x7f]", *(re.escape(chr(code)) + "{3}" for code in range(128))))
 
 
@@ -139,6 +139,7 @@ def _chunks(column: pa.Array) -> tuple[pa.Array, np.ndarray]:
 
 def _tokenize_chunks(chunks: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
     """Distinct tokens, the codes of all chunks' tokens one after the other, and the number of tokens of each chunk."""
+    chunks = pc.utf8_rtrim(chunks, characters=" ")
     is_whole = pc.match_substring_regex(chunks, _WHOLE)
     is_hard = pc.match_substring_regex(chunks, "[^\\x00-\\x7f]|@")  # what `_pattern` is slower for
     groups = [pc.and_not(pc.invert(is_whole), is_hard), pc.and_not(is_hard, is_whole)]
@@ -147,8 +148,7 @@ def _tokenize_chunks(chunks: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray
     pieces = pa.array([piece for group in groups for piece in _split(_lines(chunks.filter(group)))], chunks.type)
     is_end = pc.equal(pieces, "\n")
     ends = np.flatnonzero(is_end)
-    whole = pc.utf8_rtrim(chunks.filter(is_whole), characters=" ")
-    raw = pa.concat_arrays([whole, pieces.filter(pc.invert(is_end))]).dictionary_encode()
+    raw = pa.concat_arrays([chunks.filter(is_whole), pieces.filter(pc.invert(is_end))]).dictionary_encode()
     finished = _finish_column(raw.dictionary).dictionary_encode()
     codes = finished.indices.to_numpy()[raw.indices.to_numpy()]
 
