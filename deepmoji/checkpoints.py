@@ -82,10 +82,13 @@ def load_model(folder: Path) -> ModelFolder:
     metrics = read_json(folder / "metrics.json")
     if not isinstance(config, dict) or config.get("format") != FORMAT:
         raise InputError(f"{folder / 'config.json'} is not of format {FORMAT}: name a model folder of this project.")
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise InputError(f"{folder / 'labels.json'} holds no list of labels: fetch the folder again.")
     vocabulary = Vocabulary.load(folder / "vocabulary.json")
     try:
-        model = DeepMoji(**{name: config[name] for name in DeepMoji(2, 1, 1, 1).config})
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        with torch.device("meta"):  # no memory and no random start for weights that are read anyway
+            model = DeepMoji(**{name: config[name] for name in DeepMoji(2, 1, 1, 1).config})
+        model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
     except (OSError, SafetensorError, RuntimeError, KeyError, DeepMojiError) as error:
         raise InputError(
             f"The weights in {folder} cannot be read or do not fit config.json ({reason(error)}): fetch them again."
@@ -164,7 +167,7 @@ def _check_fit(config: Mapping[str, Any], words: int, labels: Sequence[str]) -> 
             "give the vocabulary that the model was trained with."
         )
     wanted = 2 if config["task"] == "binary" else config["classes"]
-    if not isinstance(labels, Sequence) or len(labels) != wanted:
+    if len(labels) != wanted:
         raise InputError(f"There are {len(labels)} labels, the model has {wanted} classes: give one label per class.")
 
 

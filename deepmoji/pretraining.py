@@ -23,7 +23,7 @@ from deepmoji.errors import InputError, TrainingError
 from deepmoji.insight import draw_plots, nearest_labels, phrase_predictions, sentiment_agreement, similarities
 from deepmoji.model import DeepMoji
 from deepmoji.progress import Report
-from deepmoji.tokens import load_store
+from deepmoji.tokens import Examples, load_store, read_meta
 from deepmoji.training import Phase, fit, predict_logits
 from deepmoji.vocabulary import Vocabulary
 
@@ -63,10 +63,8 @@ def pretrain(
     """
     vocabulary = Vocabulary.load(tokens / "vocabulary.json")
     labels = load_labels(tokens / "labels.json").names
-    splits = {name: load_store(tokens / name) for name in ("train", "val", "test")}
-    for name, examples in splits.items():
-        if len(examples.rows) == 0:
-            raise InputError(f"The {name} split of {tokens} holds no examples: give more text, or smaller splits.")
+    splits = {name: _load_split(tokens / name, vocabulary) for name in ("train", "val", "test")}
+    max_length = int(read_meta(tokens / "train")["max_length"])
     with _processes() as rank:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
@@ -108,7 +106,6 @@ def pretrain(
     likeness = similarities(logits)
     if sentiment_ranking is not None:
         metrics["sentiment_rank_correlation"] = sentiment_agreement(likeness, labels, sentiment_ranking)
-    max_length = int(max(np.diff(examples.offsets).max() for examples in splits.values()))
     insight = {
         "nearest": nearest_labels(likeness, labels),
         "phrases": phrase_predictions(model, vocabulary, labels, max_length),
@@ -134,13 +131,24 @@ def pretrain(
     return metrics
 
 
+def _load_split(folder: Path, vocabulary: Vocabulary) -> Examples:
+    examples = load_store(folder)
+    if len(examples.rows) == 0:
+        raise InputError(f"The token store {folder} holds no examples: give more text, or smaller splits.")
+    if read_meta(folder)["vocabulary"] != vocabulary.digest:
+        raise InputError(
+            f"The token store {folder} was made with another vocabulary than the one beside it: tokenize again."
+        )
+    return examples
+
+
 def evaluate(logits: NDArray[np.float32], targets: NDArray[np.int64], labels: Sequence[str]) -> dict[str, Any]:
     """Metrics of logits (P, C) against targets (P,); labels without a test example have recall null.
 
     `top1`, `top5`, `loss` weigh every label the same; `rows` holds them over the examples as they come.
     """
     scores = torch.from_numpy(logits).double()
-    truth = torch.from_numpy(np.asarray(targets))
+    truth = torch.tensor(np.array(targets))  # a copy: the store's memory map cannot be written
     losses = torch.nn.functional.cross_entropy(scores, truth, reduction="none").numpy()
     order = torch.argsort(scores, dim=1, descending=True, stable=True).numpy()
     per_row = {

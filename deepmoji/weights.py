@@ -5,6 +5,7 @@ same gate order with two biases, of which the second stays 0. The published weig
 sigmoid, so the folder says recurrent_activation "hard_sigmoid".
 """
 
+import struct
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from pickle import UnpicklingError
@@ -23,6 +24,7 @@ from deepmoji.vocabulary import SPECIALS, Vocabulary
 Array = NDArray[np.float32]
 
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
+TORCH_READ_ERRORS = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError, struct.error)
 DIRECTIONS = ("", "_reverse")  # torch's names: forward, backward
 
 
@@ -139,7 +141,16 @@ def _keras_lstm(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
 def _read_torchmoji(path: Path) -> dict[str, Array]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        UnpicklingError,
+        ValueError,
+        LookupError,
+        TypeError,
+        struct.error,
+    ) as error:
         raise InputError(
             f"{path} is no plain torch weights file ({reason(error)}): download the torchMoji weights again."
         ) from None

@@ -13,7 +13,6 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from synthetic import CLASSES, WORDS, examples
 
 from deepmoji import training
 from deepmoji.batches import bucket, collate, epoch_order, label_groups
@@ -22,7 +21,9 @@ from deepmoji.errors import TrainingError, UsageError
 from deepmoji.model import DeepMoji, Task
 from deepmoji.optimiser import RowAdam, clip_gradients
 from deepmoji.training import Phase, fit, predict_features, predict_logits
+from tests.synthetic import CLASSES, WORDS, examples
 
+ROOT = Path(__file__).resolve().parents[1]
 ALL = Phase("all", ("all",), 1e-2, 2)
 
 
@@ -343,7 +344,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 from safetensors.torch import save_file
-from synthetic import CLASSES, WORDS, examples
+from tests.synthetic import CLASSES, WORDS, examples
 from deepmoji import training
 from deepmoji.model import DeepMoji
 from deepmoji.training import Phase, fit
@@ -376,7 +377,7 @@ save_file(model.state_dict(), folder / "final.safetensors")
 
 def run_killed(folder: Path, where: str, count: int) -> int:
     folder.mkdir(exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", KILLED, str(folder), where, str(count)]
     return subprocess.run(command, env=environment, timeout=120, check=False).returncode
 

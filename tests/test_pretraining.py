@@ -1,0 +1,211 @@
+"""The pretraining stage: from a token store to a model folder, alone and with a second process."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from deepmoji.checkpoints import STATE_FILE, load_model
+from deepmoji.errors import InputError, TrainingError
+from deepmoji.insight import describe, nearest_labels, sentiment_agreement, similarities
+from deepmoji.pretraining import evaluate, pretrain
+from deepmoji.tokens import write_store
+from deepmoji.vocabulary import SPECIALS, Vocabulary
+from tests.synthetic import WORDS, examples
+
+ROOT = Path(__file__).resolve().parents[1]
+LABELS = ["😂", "😒", "😍", "💔"]
+OPTIONS: dict[str, Any] = {
+    "embedding_size": 8, "hidden_size": 6, "embedding_dropout": 0.0, "final_dropout": 0.0, "attention": True,
+    "learning_rate": 0.02, "batch_size": 16, "epochs": 3, "epoch_size": None, "patience": None, "balance": 1.0,
+    "precision": "fp32", "checkpoint_seconds": 0.0, "seed": 1,
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def tokens(tmp_path: Path) -> Path:
+    folder = tmp_path / "tokens"
+    folder.mkdir()
+    vocabulary = Vocabulary((*SPECIALS, *(f"w{number}" for number in range(10, WORDS))))
+    vocabulary.save(folder / "vocabulary.json")
+    (folder / "labels.json").write_text(json.dumps(LABELS))
+    for seed, (name, count) in enumerate({"train": 203, "val": 40, "test": 60}.items()):
+        write_store(folder / name, [examples(count, seed)], {"vocabulary": vocabulary.digest, "max_length": 11})
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_the_stage_learns_and_writes_a_whole_model_folder(tokens: Path, tmp_path: Path) -> None:
+    metrics = pretrain(tokens, tmp_path / "out", **{**OPTIONS, "epochs": 10}, checkpoints=tmp_path / "state")
+    assert metrics["top1"] > 0.9 and metrics["top5"] == 1.0
+    assert np.array(metrics["confusion"]).sum() == 60
+    found = load_model(tmp_path / "out")
+    assert found.labels == tuple(LABELS) and found.config["max_length"] == 11
+    assert found.metrics["top1"] == metrics["top1"] and len(found.metrics["history"]) == 10
+    written = contents(tmp_path / "out")
+    assert {"plots/confusion.png", "plots/learning.png", "plots/dendrogram.png", "insight.json"} <= set(written)
+    insight = json.loads(written["insight.json"])
+    assert set(insight["nearest"]) == set(LABELS) and len(insight["phrases"]) == 10
+    assert not (tmp_path / "state" / STATE_FILE).exists()
+
+
+def test_the_same_input_gives_the_same_bytes(tokens: Path, tmp_path: Path) -> None:
+    pretrain(tokens, tmp_path / "a", **OPTIONS)
+    pretrain(tokens, tmp_path / "b", **OPTIONS)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_a_store_of_another_vocabulary_is_refused(tokens: Path, tmp_path: Path) -> None:
+    Vocabulary((*SPECIALS, *(f"x{number}" for number in range(10, WORDS)))).save(tokens / "vocabulary.json")
+    with pytest.raises(InputError, match="another vocabulary"):
+        pretrain(tokens, tmp_path / "out", **OPTIONS)
+
+
+def test_an_unreadable_store_is_one_sentence_and_keeps_the_checkpoint(tokens: Path, tmp_path: Path) -> None:
+    (tmp_path / "state").mkdir()
+    (tmp_path / "state" / STATE_FILE).write_bytes(b"good")
+    (tokens / "train" / "ids.npy").write_bytes(b"\x93NUMPY")
+    with pytest.raises(InputError, match="tokenize again"):
+        pretrain(tokens, tmp_path / "out", **OPTIONS, checkpoints=tmp_path / "state")
+    assert (tmp_path / "state" / STATE_FILE).read_bytes() == b"good"
+    assert not (tmp_path / "out").exists()
+
+
+def test_metrics_by_hand() -> None:
+    logits = np.array([[9, 1, 0], [9, 1, 0], [0, 9, 1], [9, 1, 0]], dtype=np.float32)
+    metrics = evaluate(logits, np.array([0, 0, 1, 1]), ["a", "b", "c"])
+    assert metrics["rows"]["top1"] == 0.75
+    assert metrics["top1"] == 0.75  # a: 2 of 2, b: 1 of 2, c has no example
+    assert metrics["confusion"] == [[2, 0, 0], [1, 1, 0], [0, 0, 0]]
+    assert metrics["per_label"]["a"] == {"precision": pytest.approx(2 / 3), "recall": 1.0, "examples": 2}
+    assert metrics["per_label"]["c"] == {"precision": None, "recall": None, "examples": 0}
+    uneven = evaluate(logits[:3], np.array([0, 1, 1]), ["a", "b", "c"])
+    assert uneven["top1"] == 0.75 and uneven["rows"]["top1"] == pytest.approx(2 / 3)
+
+
+def test_labels_predicted_together_are_near() -> None:
+    rng = np.random.default_rng(0)
+    mood = rng.normal(size=(200, 2))
+    logits = np.stack([mood[:, 0], mood[:, 0] + 0.1 * mood[:, 1], -mood[:, 0], mood[:, 1]], axis=1).astype(np.float32)
+    nearest = nearest_labels(similarities(logits), LABELS)
+    assert nearest["😂"][0] == "😒" and nearest["😂"][-1] == "😍"
+
+
+def test_similarities_are_checked_against_a_sentiment_ranking(tmp_path: Path) -> None:
+    table = tmp_path / "ranking.csv"
+    table.write_text("Emoji,Negative,Neutral,Positive\n😂,10,10,80\n😒,80,10,10\n😍,5,5,90\n💔,90,5,5\n🐙,1,1,1\n")
+    # One more of each kind is counted, so 😂 is (81 - 11) / 103 and so on; likeness by just these is full agreement.
+    sentiment = np.array([70 / 103, -70 / 103, 85 / 103, -85 / 103])
+    kin = 1 - np.abs(sentiment[:, None] - sentiment)
+    assert sentiment_agreement(kin, LABELS, table) == pytest.approx(1)
+    assert sentiment_agreement(-kin, LABELS, table) == pytest.approx(-1)
+    with pytest.raises(InputError, match="at least 3"):
+        sentiment_agreement(kin[:2, :2], ["a", "😂"], table)
+    table.write_text("a,b\n1,2\n")
+    with pytest.raises(InputError, match="columns"):
+        sentiment_agreement(kin, LABELS, table)
+
+
+def test_labels_are_described_with_what_the_font_can_write() -> None:
+    assert describe("anger") == "anger"
+    assert describe("😂").endswith("face with tears of joy")
+
+
+# --- two processes -------------------------------------------------------------------------------------------------
+
+RANK = """
+import json, os, signal, sys
+from pathlib import Path
+import torch
+from deepmoji import training
+from deepmoji.errors import DeepMojiError
+from deepmoji.pretraining import pretrain
+
+torch.set_num_threads(1)
+tokens, out, options, dies_at = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3]), int(sys.argv[4])
+original, calls = training.clip_gradients, 0
+
+def clip(*arguments):
+    global calls
+    calls += 1
+    if calls == dies_at and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGKILL)
+    return original(*arguments)
+
+training.clip_gradients = clip
+try:
+    pretrain(tokens, out / f"model{os.environ['RANK']}", checkpoints=out / f"state{os.environ['RANK']}", **options)
+except DeepMojiError as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+def two_processes(tokens: Path, out: Path, dies_at: int = 0) -> list[tuple[int, str]]:
+    """Exit code and stderr of both ranks."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-c", RANK, str(tokens), str(out), json.dumps(OPTIONS), str(dies_at)]
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    ranks = [
+        subprocess.Popen(
+            command,
+            env={**os.environ, **shared, "RANK": str(rank)},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    try:
+        return [(process.wait(150), process.communicate()[1]) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+
+
+def test_two_processes_follow_the_loss_curve_of_one(tokens: Path, tmp_path: Path) -> None:
+    pretrain(tokens, tmp_path / "alone", **OPTIONS)
+    assert [code for code, _ in two_processes(tokens, tmp_path)] == [0, 0]
+    assert not (tmp_path / "model1").exists() and not (tmp_path / "state1").exists()  # rank 0 alone writes
+    alone, together = (load_model(tmp_path / name).metrics["history"] for name in ("alone", "model0"))
+    for mine, theirs in zip(together, alone, strict=True):
+        assert mine["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-4)
+        assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-4)
+
+
+def test_a_dead_process_is_a_clear_error_within_a_minute(tokens: Path, tmp_path: Path) -> None:
+    begin = time.monotonic()
+    (code, errors), (dead, _) = two_processes(tokens, tmp_path, dies_at=20)
+    assert dead == -signal.SIGKILL
+    assert code == 1 and "TrainingError: Another process of this training died" in errors
+    assert time.monotonic() - begin < 60 + 30  # 30 s to start both
+    assert (tmp_path / "state0" / STATE_FILE).is_file()
+
+
+def test_processes_that_do_not_meet_are_one_sentence(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(TrainingError, match="torchrun"):
+        pretrain(tokens, tmp_path / "out", **OPTIONS)
