@@ -94,19 +94,26 @@ def create_app(model: Model) -> FastAPI:
 
 def run(app: FastAPI, host: str = "127.0.0.1", port: int = 8000) -> None:
     """Serve until Ctrl-C or SIGTERM. Port 0 takes a free one. UsageError: the address cannot be used."""
+    with _listen(host, port) as listener:
+        if host not in LOOPBACK:
+            log.warning("%s is reachable from other machines, and the service asks nobody for a password", host)
+        log.info("serving at http://%s:%d/ (Ctrl-C ends it)", host, listener.getsockname()[1])
+        config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = None
     try:
-        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        listener = socket.socket(family)
+        family, kind, *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
     except OSError as error:
+        if listener is not None:
+            listener.close()
         raise UsageError(f"{host} port {port} cannot be served ({error.strerror}): choose another port.") from None
-    if host not in LOOPBACK:
-        log.warning("%s is reachable from other machines, and the service asks nobody for a password", host)
-    log.info("serving at http://%s:%d/ (Ctrl-C ends it)", host, listener.getsockname()[1])
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10))
-    with listener:
-        server.run(sockets=[listener])
+    return listener
 
 
 class BodyLimit:

@@ -16,6 +16,7 @@ import pytest
 
 from deepmoji import tracking
 from deepmoji.errors import ServiceError
+from deepmoji.provenance import UNKNOWN, provenance
 
 
 def start(root: Path, **options: Any) -> Any:
@@ -95,22 +96,22 @@ def test_a_run_keeps_everything_that_is_told(root: Path, tmp_path: Path, capfd: 
 def test_code_that_git_does_not_know_is_dirty(root: Path) -> None:
     extra = root / "extra.py"
     extra.write_text("1\n")
-    assert tracking.provenance(root)["git_dirty"] == "true"
+    assert provenance(root)["git_dirty"] == "true"
     extra.unlink()
     (root / "dvc.lock").write_text("stages: {ingest: {}}\n")
-    assert tracking.provenance(root)["git_dirty"] == "false"
+    assert provenance(root)["git_dirty"] == "false"
 
 
 def test_outside_git_and_dvc_the_origin_is_unknown(tmp_path: Path) -> None:
-    facts = tracking.provenance(tmp_path)
-    assert facts["git_commit"] == facts["git_dirty"] == facts["dvc_lock"] == tracking.UNKNOWN
+    facts = provenance(tmp_path)
+    assert facts["git_commit"] == facts["git_dirty"] == facts["dvc_lock"] == UNKNOWN
     assert len(facts["code"]) == 16
 
 
 @pytest.mark.parametrize("name", ["PREFECT__FLOW_RUN_ID", "DEEPMOJI_FLOW_RUN_ID"])
 def test_flow_run_is_tagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     monkeypatch.setenv(name, "f-1")
-    assert tracking.provenance(tmp_path)["flow_run"] == "f-1"
+    assert provenance(tmp_path)["flow_run"] == "f-1"
 
 
 @pytest.mark.parametrize(("error", "status"), [(ValueError("no"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
