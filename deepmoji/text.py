@@ -51,7 +51,6 @@ _MENTION_TOKEN = re.compile(_MENTION)
 _WEB_TOKEN = re.compile(_WEB)
 _LINE_BREAK = re.compile(r"\\{1,2}[nr]|<br>")  # as dumps spell it
 _VARIATION_SELECTOR = re.compile("[\ufe00-\ufe0f]")
-_NOT_ASCII = re.compile("[^\x00-\x7f]")
 _WHITE_SPACE = "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _ASCII_PUNCTUATION = frozenset("!\"#$'()+,-.:;<=>?@`~")  # what Unicode punctuation may become; not "*", "/", "[", "|"
 # For Arrow: chunks that are one token as they stand (not a URL with a line break spelled out inside) ...
@@ -205,13 +204,14 @@ def _split(text: str) -> list[str]:
     if not text.isascii():
         # Word by word in the published code; the same on the whole, since nothing composes across white space.
         prepared = normalize("NFKC", _VARIATION_SELECTOR.sub("", prepared))
-        prepared = _NOT_ASCII.sub(_to_ascii_punctuation, prepared)
+        prepared = prepared.translate({ord(character): _to_ascii_punctuation(character) for character in set(prepared)})
     return list(filter(None, _pattern(text.isascii(), "@" in prepared).findall(prepared)))
 
 
-def _to_ascii_punctuation(found: re.Match[str]) -> str:
-    ascii_form = unidecode(found[0]).lower()
-    return ascii_form if ascii_form and _ASCII_PUNCTUATION.issuperset(ascii_form) else found[0]
+@cache
+def _to_ascii_punctuation(character: str) -> str:
+    ascii_form = unidecode(character).lower()
+    return ascii_form if ascii_form and _ASCII_PUNCTUATION.issuperset(ascii_form) else character
 
 
 @cache
