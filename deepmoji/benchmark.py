@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from deepmoji.baselines import BASELINES, check_baseline, run_baseline
-from deepmoji.datasets import Dataset, load_dataset
+from deepmoji.datasets import CATALOG, Dataset, load_dataset
 from deepmoji.errors import InputError
 from deepmoji.metrics import Scorer, scorer
 from deepmoji.predictions import Predictions, comparable, read_predictions, rescore
@@ -148,6 +148,7 @@ def compare(dataset: Dataset, entries: Sequence[Entry], bootstrap: int, seed: in
         "classes": list(dataset.classes),
         "texts": {split: int((dataset.splits == split).sum()) for split in ("train", "val", "test")},
         "paper": dict(dataset.paper),
+        "peers": dict(CATALOG[dataset.name].peers) if dataset.name in CATALOG else {},
         "rows": rows,
     }
 

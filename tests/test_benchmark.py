@@ -176,6 +176,16 @@ def test_the_report_holds_everything(folders: tuple[Path, Path], tmp_path: Path)
     assert value == content["datasets"]["toy"]["rows"][-1]["scores"][1]
 
 
+def test_published_figures_of_others_stand_beside_ours(tmp_path: Path) -> None:
+    dataset = replace(make_dataset("tweeteval-emotion"), paper={})
+    save_dataset(dataset, tmp_path / "datasets" / "tweeteval-emotion.parquet")
+    write_finetuned(tmp_path / "finetuned", dataset, "last", 0.8)
+    benchmark(tmp_path / "datasets", tmp_path / "finetuned", tmp_path / "out", **{**SETTINGS, "baselines": []})
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "| published: BiLSTM " in text
+    assert "0.660 |" in text
+
+
 def test_tables_of_the_report_are_rectangular(folders: tuple[Path, Path], tmp_path: Path) -> None:
     benchmark(*folders, tmp_path / "out", **SETTINGS)
     tables = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").split("\n\n")
@@ -258,6 +268,7 @@ def test_judging_takes_thresholds_from_validation_rows() -> None:
     truth = {split: dataset.labels[dataset.splits == split] for split in ("val", "test")}
     given = {split: np.stack([1 - values * 0.3, values * 0.3], axis=1) for split, values in truth.items()}
     judged = judge(dataset, 1, given["val"], given["test"])
-    assert judged.thresholds == [pytest.approx(0.15, abs=0.02)]
+    assert judged.thresholds is not None
+    assert judged.thresholds == pytest.approx([0.15], abs=0.02)
     assert judged.test["f1"] == judged.validation["f1"] == 1
     assert rescore(judged.predictions, "f1", 2) == judged.test["f1"]
