@@ -145,6 +145,18 @@ def test_column_takes_every_holder_of_texts() -> None:
         assert len(tokens) == 0 and offsets.tolist() == [0]
 
 
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
+def test_blocks_give_the_tokens_of_the_whole(monkeypatch: pytest.MonkeyPatch, kind: pa.DataType) -> None:
+    texts = ["so good!", "", "…good good\n\nso", "@you so", "\n", "bad", "so good!"]
+    expected = [tokenize(text) for text in texts]
+    for size in (1, 2, 3, 7):
+        monkeypatch.setattr("deepmoji.text._BLOCK_ROWS", size)
+        tokens, offsets = tokenize_column(pa.array(texts, kind))
+        flat = tokens.to_pylist()
+        assert [flat[a:b] for a, b in pairwise(offsets.tolist())] == expected
+        assert len(set(tokens.dictionary.to_pylist())) == len(tokens.dictionary)
+
+
 def test_distinct_tokens_stand_once() -> None:
     tokens, _ = tokenize_column(["Soooo sooo soo!", "so SOO 1 22 @a @b"])
     assert sorted(tokens.dictionary.to_pylist()) == ["!", "CUSTOM_AT", "CUSTOM_NUMBER", "so", "soo"]
