@@ -1,6 +1,6 @@
 """The model as MLflow serves it. MLflow runs this file by itself ("models from code"), so nothing is pickled.
 
-Input: a list of texts, or a table whose one column is text. The parameter `output` chooses the answer, one row per text:
+Input: a list of texts, or a table of one column. The parameter `output` chooses the answer, one row per text:
 predict (labels, probabilities), probabilities (a column per label), features, explain (tokens, attention, truncated).
 """
 
