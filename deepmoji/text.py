@@ -80,16 +80,15 @@ def tokenize_column(texts: Texts) -> tuple[pa.DictionaryArray, np.ndarray]:
     # Blocks, since the arrays of one block stay in the processor's cache: half the time on a million texts.
     starts = range(0, max(1, len(column)), _BLOCK_ROWS)
     blocks = [_encode_chunks(column.slice(start, _BLOCK_ROWS)) for start in starts]
-    chunks, chunk_codes = _unify([found for found, _ in blocks])
-    tokens, codes, lengths = _tokenize_chunks(chunks)
-    first = np.cumsum(lengths) - lengths
+    chunks, codes = _unify([found for found, _ in blocks])
+    tokens, tokens_of = _tokenize_chunks(chunks)
 
-    row_codes, ends = [], [np.zeros(1, np.int64)]
-    for occurrences, (_, row_starts) in zip(chunk_codes, blocks, strict=True):
-        found = lengths[occurrences]
-        row_codes.append(codes[ragged_index(first[occurrences], found)])
-        ends.append(np.concatenate(([0], np.cumsum(found)))[row_starts[1:]] + ends[-1][-1])
-    return pa.DictionaryArray.from_arrays(pa.array(np.concatenate(row_codes)), tokens), np.concatenate(ends)
+    flat, ends = [], [np.zeros(1, np.int64)]
+    for block_codes, (_, row_starts) in zip(codes, blocks, strict=True):
+        found = tokens_of.take(block_codes)
+        flat.append(found.values)
+        ends.append(found.offsets.to_numpy()[row_starts[1:]] + ends[-1][-1])
+    return pa.DictionaryArray.from_arrays(pa.concat_arrays(flat), tokens), np.concatenate(ends)
 
 
 def as_column(texts: Texts) -> pa.Array:
@@ -103,12 +102,6 @@ def as_column(texts: Texts) -> pa.Array:
             texts = pa.array([_without_surrogates(text) for text in texts], pa.large_string())
     # Arrow is about twice as fast on 32-bit offsets; marked line ends make a text longer, hence the margin.
     return pc.fill_null(texts.cast(pa.string() if texts.nbytes < 2**30 else pa.large_string()), "")
-
-
-def ragged_index(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Where the elements of the runs starts[i] .. starts[i] + lengths[i] lie, run after run."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(lengths.sum())
 
 
 def _buffers(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
@@ -146,40 +139,35 @@ def _encode_chunks(column: pa.Array) -> tuple[pa.DictionaryArray, np.ndarray]:
     return chunks.dictionary_encode(), np.searchsorted(cuts, row_starts)
 
 
-def _unify(columns: list[pa.DictionaryArray]) -> tuple[pa.Array, list[np.ndarray]]:
+def _unify(columns: list[pa.DictionaryArray]) -> tuple[pa.Array, list[pa.Array]]:
     """One array of distinct values for all columns, and each column's codes into it."""
-    codes = [column.indices.to_numpy() for column in columns]
     if len(columns) == 1:
-        return columns[0].dictionary, codes
+        return columns[0].dictionary, [columns[0].indices]
     every = pa.concat_arrays([column.dictionary.cast(pa.large_string()) for column in columns]).dictionary_encode()
-    bounds = np.cumsum([len(column.dictionary) for column in columns])[:-1]
-    new_codes = np.split(every.indices.to_numpy(), bounds)
-    return every.dictionary, [new[old] for new, old in zip(new_codes, codes, strict=True)]
+    sizes = [len(column.dictionary) for column in columns]
+    new_codes = [every.indices.slice(sum(sizes[:place]), size) for place, size in enumerate(sizes)]
+    return every.dictionary, [new.take(column.indices) for new, column in zip(new_codes, columns, strict=True)]
 
 
-def _tokenize_chunks(chunks: pa.Array) -> tuple[pa.Array, np.ndarray, np.ndarray]:
-    """Distinct tokens, the codes of all chunks' tokens one after the other, and the number of tokens of each chunk."""
+def _tokenize_chunks(chunks: pa.Array) -> tuple[pa.Array, pa.ListArray]:
+    """The distinct tokens, and for each chunk the list of its tokens' codes."""
     chunks = pc.utf8_rtrim(chunks, characters=" ")
     is_whole = pc.match_substring_regex(chunks, _WHOLE)
-    is_open = pc.invert(is_whole)
     has_at = pc.match_substring(chunks, "@")
     is_ascii = pc.string_is_ascii(chunks)
     by_pattern = (pc.and_not(is_ascii, has_at), pc.invert(pc.or_(is_ascii, has_at)), has_at)  # see `_pattern`
-    groups = [pc.and_(is_open, group) for group in by_pattern]
-    order = np.concatenate([np.flatnonzero(group) for group in (is_whole, *groups)])
+    groups = [pc.and_not(group, is_whole) for group in by_pattern]
     # One call of the pattern splits a whole group; a line feed, which no chunk can hold, tells where each chunk ends.
     pieces = pa.array([piece for group in groups for piece in _split(_lines(chunks.filter(group)))], chunks.type)
     is_end = pc.equal(pieces, "\n")
-    ends = np.flatnonzero(is_end)
     raw = pa.concat_arrays([chunks.filter(is_whole), pieces.filter(pc.invert(is_end))]).dictionary_encode()
     finished = _finish_column(raw.dictionary).dictionary_encode()
-    codes = finished.indices.to_numpy()[raw.indices.to_numpy()]
 
-    lengths = np.ones(len(chunks), np.int32)
-    lengths[order[len(chunks) - len(ends) :]] = np.diff(ends, prepend=-1) - 1
-    in_place = np.empty_like(codes)
-    in_place[ragged_index((np.cumsum(lengths) - lengths)[order], lengths[order])] = codes
-    return finished.dictionary, in_place, lengths
+    places = [np.flatnonzero(group) for group in (is_whole, *groups)]
+    lengths = np.concatenate((np.ones(len(places[0]), np.int64), np.diff(np.flatnonzero(is_end), prepend=-1) - 1))
+    offsets = pa.array(np.concatenate(([0], np.cumsum(lengths))), pa.int32())
+    in_group_order = pa.ListArray.from_arrays(offsets, finished.indices.take(raw.indices))
+    return finished.dictionary, in_group_order.take(pa.array(np.argsort(np.concatenate(places))))
 
 
 def _lines(chunks: pa.Array) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from deepmoji.errors import InputError, UsageError
-from deepmoji.text import Texts, ragged_index, tokenize_column
+from deepmoji.text import Texts, tokenize_column
 
 SPECIALS = tuple(
     f"CUSTOM_{name}"
@@ -109,7 +109,7 @@ class Vocabulary:
             raise UsageError(f"max_length is {max_length}: give the number of tokens to keep of a text, 1 or more.")
         full = np.diff(offsets)
         lengths = np.minimum(full, max_length)
-        ids = ids[ragged_index(offsets[:-1], lengths)]
+        ids = ids[_first(offsets, lengths)]
         return ids, np.concatenate(([0], np.cumsum(lengths))), int((full > max_length).sum())
 
     def encode(self, texts: Texts, max_length: int) -> np.ndarray:
@@ -156,7 +156,7 @@ def count_words(texts: Texts, max_length: int | None = None) -> Counter[str]:
     tokens, offsets = tokenize_column(texts)
     codes = tokens.indices.to_numpy()
     if max_length is not None:
-        codes = codes[ragged_index(offsets[:-1], np.minimum(np.diff(offsets), max_length))]
+        codes = codes[_first(offsets, np.minimum(np.diff(offsets), max_length))]
     counts = np.bincount(codes, minlength=len(tokens.dictionary)).tolist()
     return Counter({word: count for word, count in zip(tokens.dictionary.to_pylist(), counts, strict=True) if count})
 
@@ -196,3 +196,9 @@ def build_vocabulary(counts: Mapping[str, float], size: int, min_count: float = 
             f"A vocabulary of {size} words has no room for the {len(SPECIALS)} special ones: ask for more."
         )
     return Vocabulary((*SPECIALS, *most_frequent(counts, min_count, size - len(SPECIALS))))
+
+
+def _first(offsets: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+    """Where the first lengths[i] elements of each run offsets[i] .. offsets[i + 1] lie, run after run."""
+    ends = np.cumsum(lengths)
+    return np.repeat(offsets[:-1] - (ends - lengths), lengths) + np.arange(lengths.sum())
