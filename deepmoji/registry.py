@@ -20,10 +20,8 @@ from deepmoji.gates import Gates, absolute_faults, load_gates, relative_faults
 from deepmoji.provenance import UNKNOWN
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities.model_registry import ModelVersion
-
     from deepmoji.inference import Model
+    from deepmoji.tracking import MlflowClient, ModelVersion
 
 __all__ = [
     "champion", "compare", "evaluate", "find", "list_models", "load", "load_gates", "promote", "register", "resolve",

@@ -23,11 +23,13 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from deepmoji.errors import DeepMojiError, RegistryError, ServiceError
-from deepmoji.provenance import UNKNOWN, hide_secrets, provenance
+from deepmoji.provenance import UNKNOWN, provenance
+from deepmoji.provenance import hide_secrets as hide_secrets
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
+    from mlflow import MlflowClient as MlflowClient  # `as`: registry names these types through this module
     from mlflow.entities import Metric
+    from mlflow.entities.model_registry import ModelVersion as ModelVersion
 
 log = logging.getLogger(__name__)
 
