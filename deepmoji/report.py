@@ -52,7 +52,7 @@ def markdown(content: Mapping[str, Any]) -> str:
         f"examples; {_corpus(content)}.",
         _overview(content),
         "![Scores with intervals](methods.png)",
-        "Bars are 95 % intervals over test rows: baselines grey, fine-tuned models blue; diamonds are published figures.",
+        "Bars are 95 % intervals over test rows: baselines grey, fine-tuned models blue; diamonds are published.",
         f"## Is {reference} better?",
         f"Sets where {reference} has the higher mean, and where that holds with p < 0.05 in the paired bootstrap.",
         _wins(content),
