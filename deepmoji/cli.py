@@ -338,7 +338,12 @@ def promote(given: Path | None, version: str) -> None:
     from deepmoji import registry
 
     root = _root(given)
-    registry.promote(root, version, registry.load_gates(root / "mlflow" / "promotion.yaml"))
+    registry.promote(
+        root,
+        version,
+        registry.load_gates(root / "mlflow" / "promotion.yaml"),
+        evaluate=lambda folder: registry.evaluate(folder, root / "artifacts" / "corpus"),
+    )
     click.echo(f"deepmoji version {version} is the champion")
 
 
