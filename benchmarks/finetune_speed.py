@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--embedding", type=int, default=128)
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--epochs", type=int, default=30, help="at most so many a phase")
     options = parser.parse_args()
+    settings = {**SETTINGS, "epochs": options.epochs}
     torch.set_num_threads(options.threads)
     dataset = read_dataset(options.dataset, options.data)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +90,7 @@ def main() -> None:
             if any(name.endswith("/validation_loss") for name in metrics):
                 told.append(time.perf_counter())
 
-        results = finetune(dataset, start, Path(folder) / "out", method="chain-thaw", report=report, **SETTINGS)
+        results = finetune(dataset, start, Path(folder) / "out", method="chain-thaw", report=report, **settings)
         total, cpu = time.perf_counter() - told[0], time.process_time() - cpu
         (run,) = results["seeds"]
         print(f"{'phase':14} {'epochs':>6} {'seconds':>8} {'s/epoch':>8}")
