@@ -140,7 +140,7 @@ def ingest(
         counts = np.array([part["labels"] for part in merged], np.int64).sum(axis=0)
         needs = splits.held_out_per_label(counts, eval_per_label)
         find = partial(_find, folder=folder, counts=counts, needs=needs, seed=seed)
-        held_out = splits.draw(list(map_over(find, range(partitions))), needs)
+        held_out = splits.draw(map_over(find, range(partitions)), needs)
         with whole_folder(out) as target:
             finish = partial(_finish, folder=folder, target=target, classes=len(labels.names))
             written = list(map_over(finish, sorted(held_out.items())))

@@ -3,7 +3,7 @@
 Rows with the same key stand in the same partition, so partitions need nothing from one another but label counts.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 Ints = npt.NDArray[np.int64]
 SPLITS = ("train", "val", "test")
 # So many times more candidates are looked at than a held-out set needs: texts with several labels do not always fit.
-CANDIDATES_PER_NEED = 4
+CANDIDATES_PER_NEED = 2
 
 
 def partition_of(keys: npt.NDArray[np.uint64], partitions: int) -> Ints:
@@ -77,13 +77,13 @@ def held_out_per_label(counts: Ints, per_label: int) -> Ints:
 
 @dataclass(frozen=True)
 class Candidates:
-    """Texts of one partition that may be held out: n rows with a flat list of labels."""
+    """Texts of one partition that may be held out, in narrow types, for those of all partitions meet in one process."""
 
     partition: int
-    rows: Ints  # (n,)
+    rows: npt.NDArray[np.int32]  # (n,)
     order: npt.NDArray[np.uint64]  # (n,)
     labels: npt.NDArray[np.int32]  # flat
-    offsets: Ints  # (n + 1,)
+    lengths: npt.NDArray[np.int32]  # (n,) how many labels each has
 
 
 def find_candidates(
@@ -94,42 +94,45 @@ def find_candidates(
     lengths = pc.list_value_length(labels).to_numpy(zero_copy_only=False)
     flat = pc.list_flatten(labels).to_numpy(zero_copy_only=False)
     best = np.maximum.reduceat(share[flat], np.cumsum(lengths) - lengths) if len(lengths) else np.zeros(0)
-    rows = np.flatnonzero(order / 2.0**64 < best)
-    taken = np.repeat(np.isin(np.arange(len(lengths)), rows), lengths)
-    offsets = np.concatenate([[0], np.cumsum(lengths[rows])]).astype(np.int64)
-    return Candidates(partition, rows.astype(np.int64), order[rows], flat[taken].astype(np.int32), offsets)
+    chosen = order / 2.0**64 < best
+    return Candidates(
+        partition,
+        np.flatnonzero(chosen).astype(np.int32),
+        order[chosen],
+        flat[np.repeat(chosen, lengths)].astype(np.int32),
+        lengths[chosen].astype(np.int32),
+    )
 
 
-def draw(candidates: Sequence[Candidates], needs: Ints) -> dict[int, dict[str, Ints]]:
+def draw(candidates: Iterable[Candidates], needs: Ints) -> dict[int, dict[str, Ints]]:
     """Fill validation and test in one walk over the candidates in draw order: {partition: {split: rows}}.
 
     A text goes where every one of its labels is still wanted, so no label ever gets more than it needs; a rare label
     that comes only beside full ones may get fewer.
     """
-    order = np.concatenate([part.order for part in candidates])
-    walk = np.argsort(order, kind="stable")
-    part_of = np.repeat(np.arange(len(candidates)), [len(part.rows) for part in candidates])
-    row_of = np.concatenate([part.rows for part in candidates])
-    flat = np.concatenate([part.labels for part in candidates])
-    lengths = np.concatenate([np.diff(part.offsets) for part in candidates])
-    starts = np.cumsum(lengths) - lengths
+    parts = list(candidates)
+    walk = np.argsort(np.concatenate([part.order for part in parts]), kind="stable")
+    flat = np.concatenate([part.labels for part in parts])
+    ends = np.cumsum(np.concatenate([part.lengths for part in parts]), dtype=np.int64)
     open_needs = {"val": needs.tolist(), "test": needs.tolist()}
     taken: dict[str, list[int]] = {"val": [], "test": []}
     left = 2 * int(needs.sum())
-    for place in walk.tolist():
+    for place in walk:
         if not left:
             break
-        wanted = flat[starts[place] : starts[place] + lengths[place]].tolist()
+        wanted = flat[ends[place - 1] if place else 0 : ends[place]].tolist()
         for split, need in open_needs.items():
             if all(need[label] for label in wanted):
                 for label in wanted:
                     need[label] -= 1
                 left -= len(wanted)
-                taken[split].append(place)
+                taken[split].append(int(place))
                 break
-    result: dict[int, dict[str, Ints]] = {part.partition: {} for part in candidates}
+    bounds = np.cumsum([0, *(len(part.rows) for part in parts)])
+    result: dict[int, dict[str, Ints]] = {part.partition: {} for part in parts}
     for split, places in taken.items():
-        chosen = np.array(places, np.int64)
-        for number, part in enumerate(candidates):
-            result[part.partition][split] = row_of[chosen[part_of[chosen] == number]]
+        chosen = np.sort(np.array(places, np.int64))
+        for part, start, end in zip(parts, bounds[:-1], bounds[1:], strict=True):
+            mine = chosen[np.searchsorted(chosen, start) : np.searchsorted(chosen, end)] - start
+            result[part.partition][split] = part.rows[mine].astype(np.int64)
     return result

@@ -20,7 +20,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tweets import LABELS, bytes_below, write_tweets
 
 from deepmoji import corpus, splits
 from deepmoji.corpus import ingest
@@ -28,6 +27,7 @@ from deepmoji.emojis import LabelSet, split_emojis
 from deepmoji.errors import InputError, UsageError
 from deepmoji.filters import EMOJI_LIKE, Options, clean_shard
 from deepmoji.funnel import describe
+from tests.tweets import LABELS, bytes_below, write_tweets
 
 LOOSE = Options(
     drop_retweets=False, drop_urls=False, drop_mentions_only=False, english_share=0, min_words=0, max_characters=10_000

@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tweets import LABELS, bytes_below, write_tweets
 
 from deepmoji import corpus as corpus_module
 from deepmoji.corpus import ingest
@@ -20,6 +19,7 @@ from deepmoji.errors import InputError, UsageError
 from deepmoji.text import tokenize
 from deepmoji.tokens import Examples, encode_examples, load_store, read_meta, tokenize_corpus, write_store
 from deepmoji.vocabulary import Vocabulary
+from tests.tweets import LABELS, bytes_below, write_tweets
 
 OPTIONS: dict[str, Any] = {"vocabulary_size": 24, "min_count": 2, "max_length": 5}
 SPLITS = ("train", "val", "test")
