@@ -2,9 +2,9 @@
 
     python benchmarks/tokenizing.py tweets.txt --rows 1000000
 
-Prints the processor time of both, each in new processes, their ratio, and fails if a single token differs. Files are read as one text a line
-(.txt, or .jsonl and .jsonl.gz with one JSON string a line). With more rows asked for than the files hold, texts come
-again with two of their words exchanged for words of other texts, so that repeats are not exact.
+Prints the processor time of both, each in new processes, and their ratio; fails if a single token differs. Files hold
+one text a line (.txt), or one JSON string a line (.jsonl, .jsonl.gz). With more rows asked for than the files hold,
+texts come again with two of their words exchanged for words of other texts, so that repeats are not exact.
 """
 
 import argparse
@@ -43,7 +43,7 @@ def vary(texts: list[str], rows: int, seed: int = 1) -> list[str]:
 
 
 def measure(tokenizer: str, texts: list[str]) -> float:
-    """Processor seconds that a new process takes for all texts; its imports and the making of the column not counted."""
+    """Processor seconds for all texts in this process, without imports and the making of the column."""
     column = pa.array(texts)
     start = time.process_time()
     if tokenizer == "column":
@@ -59,18 +59,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("files", type=Path, nargs="+")
     parser.add_argument("--rows", type=int, help="as many texts; default: what the files hold")
-    parser.add_argument(
-        "--repeats", type=int, default=5, help="cold starts of the column tokenizer; the least time counts"
-    )
+    parser.add_argument("--repeats", type=int, default=3, help="new processes for each; the least time counts")
     arguments = parser.parse_args()
     texts = [text for path in arguments.files for text in read(path)]
     texts = vary(texts, arguments.rows or len(texts))
 
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as new_processes:
-        column = [new_processes.submit(measure, "column", texts).result() for _ in range(arguments.repeats)]
-        plain = new_processes.submit(measure, "plain", texts).result()
-    print(f"{len(texts):,} texts: plain {plain:.2f} s of processor time")
-    print(f"column {', '.join(f'{seconds:.2f}' for seconds in column)} s: {plain / min(column):.1f} times as fast")
+        seconds = {
+            tokenizer: [new_processes.submit(measure, tokenizer, texts).result() for _ in range(arguments.repeats)]
+            for tokenizer in ("plain", "column")
+        }
+    for tokenizer, times in seconds.items():
+        print(f"{tokenizer:6} {', '.join(f'{one:.2f}' for one in times)} s of processor time")
+    print(f"{len(texts):,} texts: {min(seconds['plain']) / min(seconds['column']):.1f} times as fast")
 
     tokens, offsets = tokenize_column(texts)
     flat = tokens.to_pylist()

@@ -56,6 +56,7 @@ def plain(project_root: Path) -> Callable[[str], list[str]]:
         (" \n ", []),
         ("I LOVE it", ["i", "love", "it"]),
         ("see https://t.co/aB1?x=1 now", ["see", "CUSTOM_URL", "now"]),
+        ("http://x\\ny http://z<br>", ["CUSTOM_URL", "CUSTOM_BREAK", "y", "CUSTOM_URL", "CUSTOM_BREAK"]),
         ("www.x.com", ["ww.x.com"]),  # the elongation rule comes first, as published
         ("me.you+1@mail.example.com", ["CUSTOM_AT"]),
         ("http://x.com/@me", ["CUSTOM_AT"]),
@@ -83,7 +84,7 @@ def plain(project_root: Path) -> Callable[[str], list[str]]:
         ("!!!! ?!? ......", ["!!", "?", "!", "?", ".."]),
         ("sooooo haaahaaaa", ["soo", "haahaaa"]),  # "aaa" is replaced first, inside "aaaa" too, as published
         ("ñooooo", ["ñ", "oo"]),
-        ("££ €€", ["£", "£", "€€"]),
+        ("££ €€€€", ["£", "£", "€€€€"]),
         ("a\nb\r\nc", ["a", "CUSTOM_BREAK", "b", "CUSTOM_BREAK", "CUSTOM_BREAK", "c"]),
         ("a\\nb\\\\rc<BR>d", ["a", "CUSTOM_BREAK", "b", "CUSTOM_BREAK", "c", "CUSTOM_BREAK", "d"]),
         ("“so”… it’s — ‼", ['"', "so", '"', "..", "it's", "--", "!!"]),
