@@ -60,6 +60,15 @@ def test_labels_of_test_rows_change_no_answer(name: str) -> None:
     assert first.test != second.test
 
 
+def test_settings_are_chosen_on_validation_rows() -> None:
+    dataset = make_dataset("binary", 2, metric="accuracy", rows=300)
+    noisy = np.random.default_rng(1).random(300) < 0.35  # so that strengths differ in what they answer
+    dataset = replace(dataset, labels=np.where(noisy, 1 - dataset.labels, dataset.labels))
+    turned = replace(dataset, labels=np.where(dataset.splits == "test", 1 - dataset.labels, dataset.labels))
+    first, second = tfidf(dataset, 1), tfidf(turned, 1)
+    assert np.array_equal(first.predictions.probabilities, second.predictions.probabilities)
+
+
 def test_the_leaky_variant_does_look_at_test_labels() -> None:
     dataset = make_dataset("binary", 2, metric="accuracy")
     turned = replace(dataset, labels=np.where(dataset.splits == "test", 1 - dataset.labels, dataset.labels))
