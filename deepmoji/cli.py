@@ -68,8 +68,9 @@ def _run_stage(given: Path | None, stage: str, *arguments: str) -> None:
     from deepmoji import stages
 
     project = _project(given)
-    numbers = getattr(stages, stage)(project, *arguments)
-    click.echo(json.dumps(stages.only_numbers(numbers), indent=2, sort_keys=True))
+    numbers = stages.only_numbers(getattr(stages, stage)(project, *arguments))
+    # One line: a flow streams it, and the whole is on disk, in MLflow and in the Prefect artifact.
+    click.echo(json.dumps(numbers, sort_keys=True))
 
 
 # --- data and stages ------------------------------------------------------------------------------------------------

@@ -202,9 +202,10 @@ def finetune(project: Project, dataset: str, method: str) -> Numbers:
             report_seed=report_seed,
             **options,
         )
-        run.metrics(flatten(numbers), 0)
+        means = {split: numbers["mean"][split] for split in ("validation", "test")}
+        run.metrics(flatten(means), 0)
         run.artifacts(out / "results.json")
-    return numbers
+    return means
 
 
 def finetune_own(
