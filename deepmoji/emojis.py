@@ -26,6 +26,8 @@ from deepmoji.errors import UsageError
 OTHER_SYMBOLS = frozenset("♡")  # one of the 64 published labels, though Unicode does not call it an emoji
 _TAKEN = "\ufdd0"  # stands where an emoji was; by definition in no text
 _STYLE = "\ufe0e\ufe0f\U0001f3fb-\U0001f3ff"  # variation selectors and skin tones
+_JOINS = f"[{_STYLE}\u200d\u20e3]+"
+_LOOSE_ENDS = re.compile(f"(?<={_TAKEN}){_JOINS}|{_JOINS}(?={_TAKEN}|$)")  # of what joined an emoji that was taken
 _STYLES = re.compile(f"[{_STYLE}]")
 _PART = f"[^\x00-\x7f][{_STYLE}\u20e3\U000e0020-\U000e007f\U0001f1e6-\U0001f1ff]*"  # with what only joins a character
 # What is one emoji or (flags) a few: a superset by structure alone; the emoji library then says what it is.
@@ -92,7 +94,9 @@ def split_emojis(text: str) -> tuple[str, list[str]]:
         marked = (_UNITS_OR_KEYCAPS if "\u20e3" in text else _UNITS).sub(take, text)
     if not emojis:
         return text, emojis
-    return " ".join(filter(None, (piece.strip(" ") for piece in marked.split(_TAKEN)))), emojis
+    # Once more, for what was taken may have stood between the halves of a flag or of a joined emoji.
+    rest, more = split_emojis(" ".join(filter(None, (piece.strip(" ") for piece in marked.split(_TAKEN)))))
+    return rest, emojis + more
 
 
 def split_emojis_column(texts: "pa.Array | pa.ChunkedArray") -> tuple[pa.Array, pa.ListArray]:
@@ -124,7 +128,7 @@ def _take_apart(unit: str) -> tuple[str, tuple[str, ...]]:
         else:
             rest += _TAKEN
             emojis.append(normalize(token.chars))
-    return (re.sub(f"[{_STYLE}\u200d\u20e3]", "", rest) if emojis else unit), tuple(emojis)
+    return (_LOOSE_ENDS.sub("", rest) if emojis else unit), tuple(emojis)
 
 
 def _shipped() -> Iterator[Traversable]:

@@ -103,25 +103,27 @@ def test_each_rule(text: str, tokens: list[str]) -> None:
     assert rows([text]) == [tokens]
 
 
-@settings(max_examples=400)
+@settings(max_examples=400, deadline=None)
 @given(TEXTS)
 def test_any_text_gives_the_tokens_of_the_plain_rules(plain: Callable[[str], list[str]], text: str) -> None:
     joined = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     assert tokenize(text) == plain(joined)
 
 
-@settings(max_examples=200)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(TEXTS, max_size=6))
 def test_a_column_gives_the_tokens_of_each_text(texts: list[str]) -> None:
     assert rows(texts) == [tokenize(text) for text in texts]
 
 
+@settings(deadline=None)
 @given(st.lists(st.one_of(st.sampled_from(PIECES), st.text(max_size=4)), max_size=8))
 def test_chunks_by_themselves_give_the_tokens_of_the_line(chunks: list[str]) -> None:
     chunks = [chunk for chunk in chunks if not any(map(str.isspace, chunk))]
     assert tokenize(" ".join(chunks)) == [token for chunk in chunks for token in tokenize(chunk)]
 
 
+@settings(deadline=None)
 @given(TEXTS)
 def test_tokens_hold_no_white_space_and_are_not_empty(text: str) -> None:
     assert all(token and not any(map(str.isspace, token)) for token in tokenize(text))

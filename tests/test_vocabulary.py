@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepmoji.datasets import read_dataset
@@ -57,6 +57,7 @@ def test_encode_flat_counts_what_it_cuts() -> None:
         SMALL.encode_flat(["i"], 0)
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(), max_size=5))
 def test_ids_go_back_to_tokens(texts: list[str]) -> None:
     tokens = [tokenize(text) for text in texts]
