@@ -61,7 +61,7 @@ def _map_here(function: Callable[[Any], Result], items: Sequence[Any], /) -> Ite
 
 
 def _run_and_release(function: Callable[[Any], Result], item: Any) -> Result:
-    """Arrow keeps what it freed; given back after each shard, a worker is not larger after a thousand than after ten."""
+    """Arrow keeps what it freed; given back after each shard, so that a worker does not grow with their number."""
     result = function(item)
     pa.default_memory_pool().release_unused()
     return result
