@@ -205,9 +205,12 @@ def _load(given: Path | None, model: str) -> "Model":
 def _texts(texts: Sequence[str], file: Path | None, column: str) -> Iterator[str]:
     """Texts from the arguments, a file, or the lines of standard input."""
     if file is not None:
-        from deepmoji.readers import read_column
+        from deepmoji.readers import read_texts
 
-        yield from read_column(file, column)
+        for batch in read_texts(file, column):
+            for reject in batch.rejects:
+                click.echo(f"set aside: {reject.file}, {reject.place}: {reject.reason}", err=True)
+            yield from batch.texts.to_pylist()
     elif texts:
         yield from texts
     else:

@@ -6,7 +6,7 @@ arguments of its stage's function, so nothing is configured elsewhere.
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -127,10 +127,10 @@ class Params(Section):
     finetune: FinetuneParams
     benchmark: BenchmarkParams
 
-    def section(self, stage: str) -> dict[str, object]:
+    def section(self, stage: str) -> dict[str, Any]:
         """The keyword arguments of a stage, by its name in dvc.yaml."""
         part = getattr(self, "validate_" if stage == "validate" else stage)
-        values: dict[str, object] = part.model_dump()
+        values: dict[str, Any] = part.model_dump()
         return values
 
 

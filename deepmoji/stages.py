@@ -5,7 +5,8 @@ A stage function lives in the module of its trade and knows nothing of params.ya
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -109,7 +110,7 @@ def datasets(project: Project) -> Numbers:
         out = project.artifacts / "datasets"
         numbers = write_datasets(project.params.datasets.names, project.data, out)
         for name in project.params.datasets.names:
-            run.dataset(name, digest(out / f"{name}.parquet"), str(project.data), int(numbers[name]["rows"]))
+            run.dataset(name, digest(out / f"{name}.parquet"), str(project.data), int(str(numbers[name]["rows"])))
         run.metrics(flatten(numbers), 0)
         project.write_numbers("datasets", numbers)
     return numbers
@@ -154,15 +155,15 @@ def pretrain(project: Project) -> Numbers:
     from deepmoji.pretraining import pretrain as run_pretrain
 
     source, out = project.artifacts / "tokens", project.artifacts / "pretrained"
+    options = project.params.section("pretrain")
+    options["checkpoints"] = project.state / "checkpoints" / "pretrain"
+    if os.environ.get("RANK", "0") != "0":
+        # Under torchrun the first process alone writes and tells MLflow.
+        return run_pretrain(source, out, **options)
     with stage_run(project, "pretrain") as run:
-        run.dataset("tokens", digest(source), "artifacts/tokens", 0)
-        numbers = run_pretrain(
-            source,
-            out,
-            checkpoints=project.state / "checkpoints" / "pretrain",
-            report=run.metrics,
-            **project.params.section("pretrain"),
-        )
+        rows = json.loads((source / "train" / "meta.json").read_text(encoding="utf-8"))["rows"]
+        run.dataset("tokens", digest(source), "artifacts/tokens", int(rows))
+        numbers = run_pretrain(source, out, report=run.metrics, **options)
         run.metrics(flatten(numbers), 0)
         run.artifacts(out / "plots")
         run.artifacts(out / "metrics.json")
@@ -186,26 +187,29 @@ def finetune(project: Project, dataset: str, method: str) -> Numbers:
         examples = load_dataset(table)
         run.dataset(dataset, digest(table), "artifacts/datasets", len(examples.texts))
 
-        def report_seed(seed: int, numbers: Mapping[str, Any]) -> None:
-            run.child(
-                f"{dataset}/{method}/seed {seed}",
-                {"method": method, "dataset": dataset, "seed": seed},
-                flatten(numbers),
-            )
-
         numbers = finetuning.finetune(
             examples,
             project.artifacts / "pretrained",
             out,
             method=method,
             report=run.metrics,
-            report_seed=report_seed,
+            report_seed=seed_reporter(run, dataset, method),
             **options,
         )
         means = {split: numbers["mean"][split] for split in ("validation", "test")}
         run.metrics(flatten(means), 0)
         run.artifacts(out / "results.json")
     return means
+
+
+def seed_reporter(run: tracking.Run, dataset: str, method: str) -> Callable[[int, Mapping[str, Any]], None]:
+    """What turns a finished seed into a run below `run`, so that the UI can compare (dataset, method, seed)."""
+
+    def report_seed(seed: int, numbers: Mapping[str, Any]) -> None:
+        params = {"method": method, "dataset": dataset, "seed": seed}
+        run.child(f"{dataset}/{method}/seed {seed}", params, flatten(numbers))
+
+    return report_seed
 
 
 def finetune_own(
@@ -222,8 +226,9 @@ def finetune_own(
 ) -> Numbers:
     """A user's own table to a model folder, a registered version deepmoji-<name> and a report beside the folder.
 
-    With the options of the section finetune. Writes <out>/model, <out>/report and the table as it was read,
-    <out>/datasets; by default below models/<name> of the project. Errors: see datasets.dataset_from_table.
+    With the options of the section finetune. Writes <out>/finetuned/<name>/<method> (the model), <out>/report and
+    the table as it was read, <out>/datasets; `out` is by default below models/<name> of the project. Errors: see
+    datasets.dataset_from_table.
     """
     from deepmoji import benchmark as bench
     from deepmoji import finetuning, registry
@@ -241,7 +246,15 @@ def finetune_own(
         run.dataset(dataset.name, digest(table), str(table), len(dataset.texts))
         save_dataset(dataset, target / "datasets" / f"{dataset.name}.parquet")
         start = registry.resolve(model, project.root)
-        finetuning.finetune(dataset, start, folder, method=method, report=run.metrics, **options)
+        finetuning.finetune(
+            dataset,
+            start,
+            folder,
+            method=method,
+            report=run.metrics,
+            report_seed=seed_reporter(run, name, method),
+            **options,
+        )
         numbers = bench.benchmark(
             target / "datasets", target / "finetuned", target / "report", **project.params.section("benchmark")
         )

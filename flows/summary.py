@@ -43,7 +43,9 @@ def benchmark_table(path: Path) -> list[str]:
     if not path.is_file():
         return []
     numbers = json.loads(path.read_text(encoding="utf-8"))
-    methods = list(dict.fromkeys(method for scores in numbers.values() for method in scores))
+    found = dict.fromkeys(method for scores in numbers.values() for method in scores)
+    order = ("majority", "tfidf", "new", "last", "full", "chain-thaw")
+    methods = [*(name for name in order if name in found), *(name for name in found if name not in order)]
     width = max(len(name) for name in numbers)
     return [
         f"  {'test score':<{width}}" + "".join(f"{method:>12}" for method in methods),

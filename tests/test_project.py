@@ -7,8 +7,9 @@ import re
 import subprocess
 import sys
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -211,14 +212,15 @@ def test_stage_options_are_the_section_of_their_stage(project_root: Path) -> Non
 
     params = load_params(project_root / "params.yaml")
     given = {"report", "report_seed", "checkpoints", "method", "map_shards", "work", "sentiment_ranking", "shard_rows"}
-    for stage, function in {
+    functions: dict[str, Callable[..., Any]] = {
         "ingest": corpus.ingest,
         "validate": validation.validate,
         "tokenize": tokens.tokenize_corpus,
         "pretrain": pretraining.pretrain,
         "finetune": finetuning.finetune,
         "benchmark": benchmark.benchmark,
-    }.items():
+    }
+    for stage, function in functions.items():
         names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
         assert names - given == set(params.section(stage)) - {"tweets", "methods", "max_unknown_share"}, stage
 
