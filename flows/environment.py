@@ -36,3 +36,5 @@ def enter(root: Path) -> None:
             os.environ[name] = value
         else:
             os.environ.setdefault(name, value)
+    # Prefect's temporary server makes its database there, but not the folder.
+    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
