@@ -20,7 +20,7 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
-    "OMP_WAIT_POLICY": "PASSIVE",  # as the command does
+    "GOMP_SPINCOUNT": "3000",  # as the command does
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
 
