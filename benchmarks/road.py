@@ -1,0 +1,122 @@
+"""The whole road on the sample: how long, how much memory, and how much of it is orchestration.
+
+    python benchmarks/road.py [--preset sample] [--data FOLDER]
+
+In a copy of the project: a first run of the flow, a second one that finds everything up to date, and the stages'
+functions called one after the other in this process, without Prefect, DVC and MLflow. What the first run takes beyond
+that is orchestration: servers, processes, imports, hashes, records.
+"""
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def copy_project(folder: Path) -> None:
+    names = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-co", "--exclude-standard"], capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file() and name != "dvc.lock":
+            target = folder / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target)
+    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+
+
+def run(folder: Path, *command: str) -> tuple[float, float]:
+    """Seconds and peak MiB (resident memory of the process and all below it, every 0.2 s)."""
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder), "PATH": path}, stdout=subprocess.DEVNULL
+    )
+    peak = 0.0
+
+    def watch() -> None:
+        nonlocal peak
+        while process.poll() is None:
+            total = 0
+            for one in [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]:
+                try:
+                    total += psutil.Process(one).memory_info().rss
+                except psutil.Error:
+                    continue
+            peak = max(peak, total / 2**20)
+            time.sleep(0.2)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    code = process.wait()
+    if code != 0:
+        raise SystemExit(f"{' '.join(command)} failed with exit code {code}")
+    return time.monotonic() - started, peak
+
+
+def direct(folder: Path) -> float:
+    """Seconds of the stages' own work, called as functions; torch and the like are imported before."""
+    from deepmoji import benchmark, corpus, datasets, finetuning, pretraining, tokens, validation
+    from deepmoji.config import load_params
+    from deepmoji.emojis import load_labels
+
+    params = load_params(folder / "params.yaml")
+    data, out = folder / params.data, folder / "direct"
+    out.mkdir()
+    started = time.monotonic()
+    options = params.section("ingest")
+    source, labels = data / options.pop("tweets"), load_labels(options.pop("labels"))
+    corpus.ingest(source, out / "corpus", labels=labels, **options)
+    datasets.write_datasets(params.datasets.names, data, out / "datasets")
+    options = params.section("validate")
+    unknown = options.pop("max_unknown_share")
+    validation.validate(out / "corpus", out / "datasets", out / "validation", **options)
+    tokens.tokenize_corpus(out / "corpus", out / "tokens", **params.section("tokenize"))
+    validation.validate_tokens(out / "tokens", max_unknown_share=unknown)
+    pretraining.pretrain(out / "tokens", out / "pretrained", **params.section("pretrain"))
+    options = params.section("finetune")
+    for name in params.datasets.names:
+        dataset = datasets.load_dataset(out / "datasets" / f"{name}.parquet")
+        for method in params.finetune.methods:
+            finetuning.finetune(
+                dataset,
+                out / "pretrained",
+                out / "finetuned" / name / method,
+                method=method,
+                **{key: value for key, value in options.items() if key != "methods"},
+            )
+    benchmark.benchmark(out / "datasets", out / "finetuned", out / "benchmark", **params.section("benchmark"))
+    return time.monotonic() - started
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--preset", default="sample")
+    parser.add_argument("--data", type=Path)
+    arguments = parser.parse_args()
+    os.environ.setdefault("GOMP_SPINCOUNT", "3000")  # as the command does
+    flow = [sys.executable, "-m", "flows", "pipeline", "--preset", arguments.preset]
+    flow += ["--data", str(arguments.data.resolve())] if arguments.data else []
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        copy_project(folder)
+        first, peak = run(folder, *flow)
+        second, _ = run(folder, *flow)
+        own = direct(folder)
+    print(f"first run            {first:8.1f} s   peak {peak:,.0f} MiB")
+    print(f"second run           {second:8.1f} s")
+    print(f"stages, called plain {own:8.1f} s")
+    print(f"orchestration        {first - own:8.1f} s   {(first - own) / first:.0%} of the first run")
+
+
+if __name__ == "__main__":
+    main()
