@@ -29,6 +29,8 @@ from flows.release import release
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
 # The longest a stage may take before it is ended: pretraining may run for days, nothing may hang for ever.
 STAGE_LIMIT_SECONDS = 14 * 24 * 3600
+# How long a run waits for another one before it gives up.
+LOCK_SECONDS = 60.0
 
 
 class StageFailed(DeepMojiError):
@@ -146,7 +148,7 @@ def pipeline(root: str, preset: str, promote: bool = True) -> list[StageResult]:
     project = Path(root)
     (project / ".state").mkdir(exist_ok=True)
     try:
-        with FileLock(project / ".state" / "pipeline.lock", timeout=60):
+        with FileLock(project / ".state" / "pipeline.lock", timeout=LOCK_SECONDS):
             results = [run_stage(project, stage) for stage in STAGES]
             if promote:
                 release(root)
