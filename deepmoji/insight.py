@@ -129,7 +129,7 @@ def draw_plots(
     _write(figure, folder / "learning.png")
 
     figure, axes = _figure(6, side)
-    axes.set_title("Labels by how the model predicts them (1 - correlation)")
+    figure.suptitle("Labels by how the model predicts them (1 - correlation)", fontsize=10)
     if len(labels) > 1:
         distances = 1 - (likeness + likeness.T) / 2
         np.fill_diagonal(distances, 0)

@@ -160,7 +160,7 @@ class Meter:
         }
         if not self.quiet:
             self.bar.set_postfix_str(f"loss {loss:.3f}, {rate:,.0f} tokens/s")
-            if self.bar.disable:
+            if self.bar.disable and self.done < self.total:  # a line about the whole epoch follows its last batch
                 log.info("%s: batch %d of %d, loss %.4f, %.0f tokens/s", self.name, self.done, self.total, loss, rate)
             if self.report is not None:
                 self.report(numbers, step)
