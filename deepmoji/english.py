@@ -2,7 +2,8 @@
 
 Lower case without apostrophes; frequent in English tweets, and not in those of other languages. That is why a, as,
 do, he, in, me, no, on, so and was are not among them. Of 100,000 tweets from English crawls 1 in 100 has less than a
-fifth of such words; looked at by hand, below a tenth all are in other languages, between a tenth and a fifth half.
+fifth of such words; looked at by hand, below a tenth nearly all are in other languages, between a tenth and a fifth
+half.
 """
 
 _WORDS = """

@@ -3,12 +3,14 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from deepmoji.config import find_project, load_params, use_preset
-from deepmoji.errors import DeepMojiError
+from deepmoji.errors import DeepMojiError, ServiceError, describe
 from flows.environment import enter
 
 
@@ -40,7 +42,8 @@ def pipeline(root: Path, preset: str | None, data: Path | None, promote: bool) -
     from flows.pipeline import pipeline as pipeline_flow
     from flows.summary import last_screen
 
-    results = pipeline_flow(str(root), params.preset, promote)
+    with asking_prefect():
+        results = pipeline_flow(str(root), params.preset, promote)
     click.echo(last_screen(root, results, time.monotonic() - started))
 
 
@@ -51,7 +54,27 @@ def release(root: Path, approve: bool) -> None:
     """Register what artifacts/ holds, and promote it if it passes the gates."""
     from flows.release import release as release_flow
 
-    click.echo(release_flow(str(root), approve))
+    with asking_prefect():
+        version = release_flow(str(root), approve)
+    click.echo(version)
+
+
+@cli.command()
+@click.argument("stage", type=click.Choice(["ingest", "tokenize"]))
+@click.option(
+    "--runner",
+    default="processes",
+    show_default=True,
+    envvar="DEEPMOJI_RUNNER",
+    help="Where shards run: processes, dask, or the address of a Dask scheduler (tcp://host:8786).",
+)
+@click.pass_obj
+def shards(root: Path, stage: str, runner: str) -> None:
+    """One stage with its shards as Prefect tasks, here or on a cluster that sees the project's folder."""
+    from flows.shards import run_stage
+
+    numbers = run_stage(root, stage, runner)
+    click.echo(f"{stage} is done, its numbers are in artifacts/metrics/{stage}.json ({len(numbers)} entries)")
 
 
 @cli.command()
@@ -63,6 +86,24 @@ def ui(root: Path, port: int) -> None:
 
     uri = tracking.prepare(root)
     os.execvp("mlflow", ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)])
+
+
+@contextmanager
+def asking_prefect() -> Iterator[None]:
+    """Turn a Prefect server that does not answer, before or during a flow, into one ServiceError sentence."""
+    import httpx
+    from prefect.settings import PREFECT_API_URL
+
+    url = PREFECT_API_URL.value()
+    try:
+        if url:  # else Prefect starts a temporary server of its own
+            httpx.get(f"{url.rstrip('/')}/health", timeout=20)
+        yield
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise ServiceError(
+            f"The Prefect server at {url or 'its temporary address'} does not answer ({error}): see that it runs, or "
+            "unset PREFECT_API_URL to use a temporary one."
+        ) from error
 
 
 def main() -> None:
@@ -78,6 +119,9 @@ def main() -> None:
     except DeepMojiError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(error.exit_code)
+    except OSError as error:
+        click.echo(f"error: {describe(error)}", err=True)
+        sys.exit(1)
 
 
 if __name__ == "__main__":

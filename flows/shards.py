@@ -1,0 +1,153 @@
+"""`python -m flows shards STAGE`: a stage whose shards are Prefect tasks, in processes here or on a Dask cluster.
+
+`dvc repro` maps shards over its own processes and needs no server; this is the way to more than one machine. One
+setting says where shards run: `processes`, `dask` (a cluster made here for the run) or a scheduler's address. What is
+written does not depend on it, so DVC is told that the stage is done and `make run` goes on from there.
+"""
+
+import os
+import subprocess
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pyarrow as pa
+from filelock import FileLock, Timeout
+from prefect import flow, task
+from prefect.cache_policies import NO_CACHE
+from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
+
+from deepmoji import stages
+from deepmoji.errors import DeepMojiError, UsageError
+
+Result = TypeVar("Result")
+STAGES = ("ingest", "tokenize")
+LOCK_SECONDS = 60.0
+CONNECT_SECONDS = 10
+
+
+@task(name="shard", cache_policy=NO_CACHE, persist_result=False)
+def run_shard(work: Callable[[], Any]) -> Any:
+    """One shard. Arrow keeps what it freed; given back, so that a worker does not grow with their number."""
+    result = work()
+    pa.default_memory_pool().release_unused()
+    return result
+
+
+def map_shards(function: Callable[[Any], Result], items: Sequence[Any], /) -> Iterable[Result]:
+    """Apply a function to every item by the task runner of the running flow; results in the order of the items."""
+    # One opaque argument: neither Prefect nor Dask searches it for futures, or rebuilds what it holds.
+    futures = [run_shard.submit(partial(function, item)) for item in items]
+    return (future.result() for future in futures)
+
+
+def task_runner(runner: str, workers: int) -> TaskRunner[Any]:
+    """The task runner that the setting names. UsageError for one that is unknown or does not answer."""
+    if runner == "processes":
+        return ProcessPoolTaskRunner(max_workers=workers)
+    if runner != "dask" and "://" not in runner:
+        raise UsageError(
+            f"There is no runner {runner!r}: choose processes, dask, or a scheduler's address (tcp://host:8786)."
+        )
+    try:
+        import distributed
+        from prefect_dask import DaskTaskRunner
+    except ImportError:
+        raise UsageError(f"The runner {runner!r} needs Dask: install it with `pip install 'deepmoji[dask]'`.") from None
+    if runner == "dask":
+        return DaskTaskRunner(cluster_kwargs={"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None})
+    try:
+        distributed.Client(runner, timeout=CONNECT_SECONDS, set_as_default=False).close()
+    except (OSError, ValueError):
+        raise UsageError(
+            f"No Dask scheduler answers at {runner}: start one with `dask scheduler`, or mend the address."
+        ) from None
+    if not PREFECT_API_URL.value():
+        raise UsageError(
+            "Workers of a cluster report to a Prefect server, and PREFECT_API_URL names none: start one with "
+            "`prefect server start` where they reach it, and set PREFECT_API_URL."
+        )
+    return DaskTaskRunner(address=runner)
+
+
+@contextmanager
+def server_for(runner: str) -> Iterator[None]:
+    """Dask workers here would each start a Prefect server of their own; one for all, where none is set."""
+    if runner != "dask" or PREFECT_API_URL.value():
+        yield
+        return
+    from prefect.server.api.server import SubprocessASGIServer
+
+    server = SubprocessASGIServer()
+    server.start()
+    try:
+        with temporary_settings({PREFECT_API_URL: server.api_url}):
+            yield
+    finally:
+        server.stop()
+
+
+def run_stage(root: Path, stage: str, runner: str) -> stages.Numbers:
+    """Run `ingest` or `tokenize` over shards, as `dvc repro` would have left it; returns the stage's numbers."""
+    project = stages.Project(root)
+    workers = int(project.params.section(stage)["workers"])
+    project.state.mkdir(exist_ok=True)
+    lock = FileLock(project.state / "pipeline.lock", timeout=LOCK_SECONDS)
+    try:
+        with lock, server_for(runner):
+            flow_here = shards.with_options(task_runner=task_runner(runner, workers))
+            numbers: stages.Numbers = flow_here(str(project.root), stage)
+            _tell_dvc(project.root, stage)
+            return numbers
+    except Timeout:
+        raise DeepMojiError(f"Another run holds {lock.lock_file}: wait until it is done, then run again.") from None
+
+
+@flow(name="shards", flow_run_name="shards-{stage}", persist_result=False)
+def shards(root: str, stage: str) -> stages.Numbers:
+    """The stage in this process, its shards wherever the flow's task runner puts them."""
+    return {"ingest": _ingest, "tokenize": _tokenize}[stage](stages.Project(Path(root)))
+
+
+def _ingest(project: stages.Project) -> stages.Numbers:
+    from deepmoji import corpus
+    from deepmoji.emojis import load_labels
+
+    options = project.params.section("ingest")
+    source, out = project.data / str(options.pop("tweets")), project.artifacts / "corpus"
+    labels = load_labels(str(options.pop("labels")))
+    with stages.stage_run(project, "ingest") as run:
+        funnel = corpus.ingest(source, out, labels=labels, report=run.metrics, map_shards=map_shards, **options)
+        run.dataset("corpus", stages.digest(out), str(source), int(funnel["rows_out"]))
+        run.metrics(stages.flatten(funnel), 0)
+        run.artifacts(out / "funnel.json")
+        project.write_numbers("ingest", funnel)
+    return funnel
+
+
+def _tokenize(project: stages.Project) -> stages.Numbers:
+    from deepmoji import tokens, validation
+
+    options, out = project.params.section("tokenize"), project.artifacts / "tokens"
+    with stages.stage_run(project, "tokenize") as run:
+        numbers = tokens.tokenize_corpus(
+            project.artifacts / "corpus", out, report=run.metrics, map_shards=map_shards, **options
+        )
+        validation.validate_tokens(out, max_unknown_share=project.params.validate_.max_unknown_share)
+        run.dataset("tokens", stages.digest(out), "artifacts/corpus", int(numbers["train"]["rows"]))
+        run.metrics(stages.flatten(numbers), 0)
+        project.write_numbers("tokenize", numbers)
+    return numbers
+
+
+def _tell_dvc(root: Path, stage: str) -> None:
+    """Write the stage's outputs to dvc.lock and the cache, so that DVC does not run it again."""
+    done = subprocess.run(
+        ["dvc", "commit", "--force", "--quiet", stage], cwd=root, capture_output=True, text=True, env=os.environ
+    )
+    if done.returncode:
+        reason = " ".join(done.stderr.split())[-300:]
+        raise DeepMojiError(f"The stage {stage} is done, but DVC did not take it ({reason}): run `dvc repro {stage}`.")
