@@ -54,13 +54,13 @@ def task_runner(runner: str, workers: int) -> TaskRunner[Any]:
         )
     try:
         import distributed
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
     except ImportError:
         raise UsageError(f"The runner {runner!r} needs Dask: install it with `pip install 'deepmoji[dask]'`.") from None
     if runner == "dask":
         return DaskTaskRunner(cluster_kwargs={"n_workers": workers, "threads_per_worker": 1, "dashboard_address": None})
     try:
-        distributed.Client(runner, timeout=CONNECT_SECONDS, set_as_default=False).close()
+        distributed.Client(runner, timeout=CONNECT_SECONDS, set_as_default=False).close()  # type: ignore[no-untyped-call]
     except (OSError, ValueError):
         raise UsageError(
             f"No Dask scheduler answers at {runner}: start one with `dask scheduler`, or mend the address."

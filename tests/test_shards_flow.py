@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, cast
 
 import distributed
 import pytest
@@ -69,7 +70,7 @@ def server() -> Iterator[None]:
         yield
 
 
-def by_tasks(tweets: Path, out: Path, runner: TaskRunner) -> int:  # type: ignore[type-arg]
+def by_tasks(tweets: Path, out: Path, runner: TaskRunner[Any]) -> int:
     """Run the road over shards inside a flow; returns how many shards were tasks."""
     mapped: list[int] = []
 
@@ -77,7 +78,7 @@ def by_tasks(tweets: Path, out: Path, runner: TaskRunner) -> int:  # type: ignor
         mapped.append(len(items))
         return shards.map_shards(function, items)
 
-    @flow(task_runner=runner)
+    @flow(task_runner=cast(Any, runner))
     def shard_flow() -> None:
         road(tweets, out, counting)
 
@@ -93,7 +94,7 @@ def test_bytes_do_not_depend_on_where_shards_run(
     if where == "processes":
         done = by_tasks(tweets, tmp_path, shards.task_runner("processes", 2))
     else:
-        with distributed.LocalCluster(
+        with distributed.LocalCluster(  # type: ignore[no-untyped-call]
             n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None
         ) as cluster:
             done = by_tasks(tweets, tmp_path, shards.task_runner(cluster.scheduler_address, 2))
