@@ -1,7 +1,9 @@
-"""Great Expectations over the corpus, the labelled sets and the token stores; a failing rule stops the road.
+"""Great Expectations over raw input, corpus, labelled sets and token stores; a failing rule stops the road.
 
 Each suite is a list of `Rule`, which is one expectation with a name and a sentence. Row rules run on each shard by
 itself and are summed; rules on totals (copies, leaks, texts per label) run once, on what all shards say together.
+Raw shards are gone when ingest is done: the suite of the raw input judges what ingest counted of them, source by
+source, and every row that it set aside.
 The report, validation.json and validation.html, is written whether or not a rule fails.
 Great Expectations takes seconds to import and phones home if it may: only the functions here import it.
 """
@@ -10,6 +12,7 @@ import json
 import logging
 import os
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,17 +31,24 @@ from deepmoji.tokens import load_store
 from deepmoji.validation_report import render
 from deepmoji.validation_rules import (
     LEAST_MEAN_TOKENS,
+    MAX_BROKEN_ENCODING_SHARE,
+    MAX_RAW_BLANK_SHARE,
+    MAX_RAW_TOO_LONG_SHARE,
+    MAX_RAW_TOO_SHORT_SHARE,
     Rule,
     between,
     corpus_rules,
     example_rules,
+    reject_rules,
     schema,
     set_rules,
+    source_rules,
     store_rules,
 )
 from deepmoji.vocabulary import Vocabulary
 
 Report = Callable[[dict[str, float], int], None]
+_ENCODING_MARKS = ("UTF-", "surrogate", "NUL")  # in what ingest says of a row whose bytes are no text
 
 
 @dataclass
@@ -93,13 +103,14 @@ def validate(
     max_dataset_leaked_share: float,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Check the corpus shard by shard and every labelled set; returns the numbers of the report.
+    """Check the raw input, the corpus shard by shard and every labelled set; returns the numbers of the report.
 
     Writes out/validation.html and, last, out/validation.json. ValidationFailed names the first failing rule, where
     and in how many rows. InputError when there is nothing to check.
     """
     run = _Run()
-    facts = _check_corpus(run, corpus, min_per_label, max_duplicate_share, max_leaked_share)
+    raw = _check_raw(run, corpus)
+    facts = {"raw": raw} | _check_corpus(run, corpus, min_per_label, max_duplicate_share, max_leaked_share)
     sets = sorted(datasets.glob("*.parquet"))
     if not sets:
         raise InputError(f"{datasets} holds no set (*.parquet): run `deepmoji datasets --write` first.")
@@ -119,6 +130,42 @@ def validate_tokens(
     classes = len(frames.read_facts(tokens / "labels.json"))
     facts = {split: _check_store(run, tokens / split, split, words, classes, max_unknown_share) for split in SPLITS}
     return _finish(run, out or tokens, facts, report)
+
+
+def _check_raw(run: "_Run", corpus: Path) -> dict[str, Any]:
+    funnel = frames.read_facts(corpus / "funnel.json")
+    reasons: Counter[str] = Counter()
+    of_source: Counter[str] = Counter()
+    for frame in frames.reject_frames(corpus / "rejects.jsonl"):
+        run.check("raw input", "rejects.jsonl", frame, reject_rules())
+        for file, reason, rows in zip(frame["file"], frame["reason"], frame["rows"], strict=True):
+            reasons[str(reason)] += int(rows)
+            of_source[frames.source_of(str(file))] += int(rows)
+    sources = funnel["sources"]
+    run.check("raw input", "funnel.json", frames.source_frame(sources, of_source), source_rules())
+    rows, dropped, rejects = funnel["rows_in"], Counter(funnel["dropped"]), reasons.total()
+    said = {entry["reason"]: entry["rows"] for entry in funnel["reject_reasons"]}
+    differ = sum(reasons[reason] != said.get(reason, 0) for reason in {*reasons, *said})
+    missed = rows - rejects - sum(entry["rows_in"] for entry in sources)
+    broken = sum(count for reason, count in reasons.items() if any(mark in reason for mark in _ENCODING_MARKS))
+    run.totals("raw input", [
+        Total("rejects as in the funnel", "the rows set aside are those of the funnel, reason by reason", differ, 0, 0,
+              f"{rejects} rows, {differ} reasons differ"),
+        Total("sources as in the funnel", "rows of all sources and rows set aside are the rows in", missed, 0, 0,
+              f"{missed} rows missing"),
+        _share("encoding", "rows in no readable encoding", broken, rows, MAX_BROKEN_ENCODING_SHARE, []),
+        _share("few blank rows", "blank rows", dropped["empty"], rows, MAX_RAW_BLANK_SHARE, []),
+        _share("few rows too long", "rows longer than wanted", dropped["too_long"], rows, MAX_RAW_TOO_LONG_SHARE, []),
+        _share("few rows too short", "rows shorter than wanted", dropped["too_short"], rows,
+               MAX_RAW_TOO_SHORT_SHARE, []),
+    ])  # fmt: skip
+    return {
+        "rows": rows,
+        "sources": len(sources),
+        "set_aside_share": rejects / max(1, rows),
+        **{f"{name}_share": dropped[name] / max(1, rows) for name in ("empty", "too_long", "too_short")},
+        "kept_share": funnel["rows_out"] / max(1, rows),
+    }
 
 
 def _check_corpus(

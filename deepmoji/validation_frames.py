@@ -8,6 +8,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ import pyarrow.parquet as pq
 from deepmoji.dataset_formats import SPLITS
 from deepmoji.emojis import split_emojis
 from deepmoji.errors import InputError
+from deepmoji.validation_rules import LEAST_SOURCE_ROWS
 
 IDS_PER_PASS = 20_000_000  # about 1 GB of ids and splits
 EXAMPLES = 5
+REJECT_COLUMNS = ["file", "place", "reason", "text", "rows"]
 SHOWN = 300  # characters of a text in the report
 
 _MAYBE_EMOJI = re.compile("[^\\x00-\\x7f]|[0-9#*]\ufe0f?\u20e3")
@@ -47,6 +50,45 @@ def read_facts(path: Path) -> Any:
         raise InputError(f"{path} is missing, so that stage did not finish: run it again.") from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): run the stage that writes it again.") from None
+
+
+def reject_frames(path: Path, chunk: int = 250_000) -> Iterator[pd.DataFrame]:
+    """Records of rows that ingest set aside, `chunk` a frame. InputError when the file is missing or broken."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            for number, part in enumerate(iter(lambda: list(islice(lines, chunk)), [])):
+                frame = pd.DataFrame([json.loads(line) for line in part], columns=REJECT_COLUMNS, dtype=object)
+                frame["rows"] = pd.to_numeric(frame["rows"]).fillna(0)  # no number is no row
+                frame.insert(0, "row", number * chunk + np.arange(len(frame)))
+                yield frame
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing, so ingest did not finish: run it again.") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} cannot be read ({error}): run ingest again.") from None
+
+
+def source_frame(sources: Sequence[Mapping[str, Any]], set_aside: Mapping[str, int]) -> pd.DataFrame:
+    """One row a source of the funnel that gave rows: how many were set aside of it, read, and kept.
+
+    A source whose every file was set aside as a whole gave none; the limit on rejects is what judges it.
+    """
+    frame = pd.DataFrame(
+        {
+            "source": [entry["source"] for entry in sources],
+            "set_aside": [set_aside.get(entry["source"], 0) for entry in sources],
+            "rows_in": [entry["rows_in"] for entry in sources],
+            "rows_out": [entry["rows_out"] for entry in sources],
+        }
+    )
+    rows = frame["set_aside"] + frame["rows_in"]
+    frame["judged_share"] = (frame["set_aside"] / rows.clip(lower=1)).where(rows >= LEAST_SOURCE_ROWS, 0.0)
+    frame["gained"] = frame["rows_out"] - frame["rows_in"]
+    return frame
+
+
+def source_of(file: str) -> str:
+    """The source that ingest counts a file under: the first folder, or the file's own name."""
+    return file.partition("/")[0] if "/" in file else file.partition(".")[0] or file
 
 
 def schema_frame(schema: pa.Schema) -> pd.DataFrame:

@@ -13,6 +13,12 @@ MAX_REPLACED = 0.1  # of a text's characters: more U+FFFD means a wrong encoding
 MAX_BLANK_SHARE = 0.01  # published sets hold a few texts that were nothing but a link
 MAX_EMPTY_SHARE = 0.01
 LEAST_MEAN_TOKENS = 2.0
+MAX_UNREADABLE_SHARE = 0.5  # of a source: more is no broken row here and there, but a wrong format
+LEAST_SOURCE_ROWS = 100  # of fewer rows a share says little
+MAX_BROKEN_ENCODING_SHARE = 0.1  # of all raw rows: more were written in another encoding
+MAX_RAW_BLANK_SHARE = 0.5
+MAX_RAW_TOO_LONG_SHARE = 0.5  # half the rows are no tweets, but documents or lines that lost their breaks
+MAX_RAW_TOO_SHORT_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -57,6 +63,25 @@ def text_rules(classes: int) -> list[Rule]:
         not_null("split is there", "every row has a split", "split"),
         one_of("split domain", f"a split is one of {', '.join(SPLITS)}", "split", *SPLITS),
     ]  # fmt: skip
+
+
+def source_rules() -> list[Rule]:
+    """What must hold of each source of raw text, as ingest counted it."""
+    says = f"of a source with {LEAST_SOURCE_ROWS} rows or more, at most {MAX_UNREADABLE_SHARE:.0%} could not be read"
+    return [
+        between("source is readable", says, "judged_share", 0, MAX_UNREADABLE_SHARE),
+        between("no source grows", "a source gives no more rows than it had", "gained", None, 0),
+    ]
+
+
+def reject_rules() -> list[Rule]:
+    """What must hold of each record of rows that ingest set aside."""
+    return [
+        not_null("reject names its file", "a row set aside names its file", "file"),
+        not_null("reject names its place", "a row set aside names its place in the file", "place"),
+        not_null("reject has a reason", "a row set aside says why", "reason"),
+        between("reject stands for rows", "a record stands for one row or more", "rows", 1, None),
+    ]
 
 
 def corpus_rules(classes: int) -> list[Rule]:

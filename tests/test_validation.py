@@ -13,15 +13,24 @@ import pyarrow.parquet as pq
 import pytest
 
 from deepmoji import validation_frames
-from deepmoji.corpus import SCHEMA
+from deepmoji.corpus import SCHEMA, ingest
 from deepmoji.datasets import write_datasets
+from deepmoji.emojis import LabelSet
 from deepmoji.errors import InputError, ValidationFailed
 from deepmoji.sample import write_sample
 from deepmoji.tokens import tokenize_corpus
 from deepmoji.validation import validate, validate_tokens
-from deepmoji.validation_rules import corpus_rules, example_rules, set_rules, store_rules
+from deepmoji.validation_rules import (
+    corpus_rules,
+    example_rules,
+    reject_rules,
+    set_rules,
+    source_rules,
+    store_rules,
+)
 
 LABELS = ["😂", "😍", "😭"]
+NAMES = [first + last for first in "bcdfgklmnprst" for last in ("anna", "otto", "ella")]
 LIMITS: dict[str, Any] = {
     "min_per_label": 4,
     "max_duplicate_share": 0.0,
@@ -45,10 +54,25 @@ def put_corpus(folder: Path, rows: list[Row], shards: int = 2, schema: pa.Schema
     for number in range(shards):
         table = pa.Table.from_pylist(rows[number::shards], schema)
         pq.write_table(table, folder / f"part-{number:05d}.parquet")
-    facts = {"rows_in": len(rows) + 3, "rejects": 1, "dropped": {"url": 2}, "rows_out": len(rows)} | funnel
+    facts = {
+        "rows_in": len(rows) + 3,
+        "rejects": 1,
+        "dropped": {"url": 2},
+        "rows_out": len(rows),
+        "sources": [{"source": "test", "rows_in": funnel.get("rows_in", len(rows) + 3) - 1, "rows_out": len(rows)}],
+        "reject_reasons": [{"reason": "is not JSON", "rows": 1}],
+    }
     (folder / "labels.json").write_text(json.dumps(LABELS))
-    (folder / "funnel.json").write_text(json.dumps(facts))
+    (folder / "funnel.json").write_text(json.dumps(facts | funnel))
+    put_rejects(folder, REJECT)
     return folder
+
+
+REJECT: Row = {"file": "test/a.jsonl", "place": "line 7", "reason": "is not JSON", "text": "{", "rows": 1}
+
+
+def put_rejects(corpus: Path, *records: Row) -> None:
+    (corpus / "rejects.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +169,8 @@ def test_every_rule_of_the_suites_is_broken_by_a_test() -> None:
     assert {rule.name for rule in corpus_rules(3)} == {*A_ROW_BREAKS, "text is UTF-8"}
     shared = {rule.name for rule in set_rules(2, "binary")} & {rule.name for rule in corpus_rules(3)}
     assert {rule.name for rule in set_rules(2, "binary")} - shared == {"few blank texts", "label count"}
+    assert {rule.name for rule in reject_rules()} == set(A_REJECT_BREAKS)
+    assert {rule.name for rule in source_rules()} == {"source is readable", "no source grows"}
     assert {rule.name for rule in (*store_rules(9), *example_rules(9, 9))} == set(STORE_BREAKS)
 
 
@@ -203,6 +229,100 @@ def test_totals(tmp_path: Path, sets: Path, rule: str, change: dict[str, Any]) -
     with pytest.raises(ValidationFailed, match=repr(rule)):
         validate(corpus, sets, tmp_path / "out", **LIMITS)
     assert broken(tmp_path / "out") == {rule}
+
+
+# --- raw input ------------------------------------------------------------------------------------------------------
+
+
+A_REJECT_BREAKS: dict[str, Row] = {
+    "reject names its file": {"file": None},
+    "reject names its place": {"place": None},
+    "reject has a reason": {"reason": None},
+    "reject stands for rows": {"rows": 0},
+}
+
+
+@pytest.mark.parametrize("rule", A_REJECT_BREAKS)
+def test_one_record_of_the_rejects_breaks_a_rule(tmp_path: Path, sets: Path, rule: str) -> None:
+    record = REJECT | A_REJECT_BREAKS[rule]
+    reasons: dict[str, int] = {"is not JSON": 1}
+    reasons[str(record["reason"])] = reasons.get(str(record["reason"]), 0) + record["rows"]
+    funnel = raw(62 + sum(reasons.values()), reasons, {"url": 2}, test=(62, 60))
+    corpus = put_corpus(tmp_path / "corpus", good_rows(), **funnel)
+    put_rejects(corpus, REJECT, record)
+    with pytest.raises(ValidationFailed, match=repr(rule)):
+        validate(corpus, sets, tmp_path / "out", **LIMITS)
+    assert broken(tmp_path / "out") == {rule}
+    found = report_of(tmp_path / "out")["raw input", rule]
+    assert (found["checked"], found["failed"], [row["row"] for row in found["examples"]]) == (2, 1, [1])
+
+
+def raw(rows_in: int, rejects: dict[str, int], dropped: dict[str, int], **sources: tuple[int, int]) -> Row:
+    """A funnel of raw input; sources are name=(rows in, rows out)."""
+    return {
+        "rows_in": rows_in,
+        "rejects": sum(rejects.values()),
+        "dropped": dropped,
+        "sources": [{"source": name, "rows_in": came, "rows_out": out} for name, (came, out) in sources.items()],
+        "reject_reasons": [{"reason": reason, "rows": rows} for reason, rows in rejects.items()],
+    }
+
+
+RAW_BREAKS: dict[str, tuple[Row, list[Row]]] = {
+    "source is readable": (
+        raw(1000, {"is not JSON": 60}, {"url": 880}, big=(890, 50), test=(50, 10)), [REJECT | {"rows": 60}]
+    ),
+    "no source grows": (raw(63, {"is not JSON": 1}, {"url": 2}, test=(10, 11), other=(52, 49)), [REJECT]),
+    "rejects as in the funnel": (raw(63, {"is not JSON": 1}, {"url": 2}, test=(62, 60)), [REJECT | {"reason": "odd"}]),
+    "sources as in the funnel": (raw(63, {"is not JSON": 1}, {"url": 2}, test=(61, 60)), [REJECT]),
+    "encoding": (
+        raw(70, {"is not UTF-8": 8}, {"url": 2}, test=(62, 60)), [REJECT | {"reason": "is not UTF-8", "rows": 8}]
+    ),
+    "few blank rows": (raw(161, {"is not JSON": 1}, {"empty": 100}, test=(160, 60)), [REJECT]),
+    "few rows too long": (raw(161, {"is not JSON": 1}, {"too_long": 100}, test=(160, 60)), [REJECT]),
+    "few rows too short": (raw(1061, {"is not JSON": 1}, {"too_short": 1000}, test=(1060, 60)), [REJECT]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rule", RAW_BREAKS)
+def test_raw_input_breaks_a_rule(tmp_path: Path, sets: Path, rule: str) -> None:
+    funnel, rejects = RAW_BREAKS[rule]
+    corpus = put_corpus(tmp_path / "corpus", good_rows(), **funnel)
+    put_rejects(corpus, *rejects)
+    with pytest.raises(ValidationFailed, match=f"{rule!r}.*raw input"):
+        validate(corpus, sets, tmp_path / "out", **LIMITS)
+    assert broken(tmp_path / "out") == {rule}
+    assert "<h2>Raw input</h2>" in (tmp_path / "out" / "validation.html").read_text()
+    if rule == "source is readable":
+        assert [example["source"] for example in report_of(tmp_path / "out")["raw input", rule]["examples"]] == ["test"]
+
+
+def test_a_file_set_aside_whole_stops_nothing_by_itself(tmp_path: Path, sets: Path) -> None:
+    """One truncated file among many is counted; how many may be is ingest's max_reject_share."""
+    funnel = raw(1063, {"is not JSON": 1, "Truncated": 400}, {"url": 602}, test=(662, 60))
+    corpus = put_corpus(tmp_path / "corpus", good_rows(), **funnel)
+    put_rejects(corpus, REJECT, REJECT | {"file": "cut.txt.gz", "reason": "Truncated", "rows": 400})
+    numbers = validate(corpus, sets, tmp_path / "out", **LIMITS)["raw"]
+    assert numbers["rows"] == 1063
+    assert numbers["set_aside_share"] == 401 / 1063
+
+
+def test_what_ingest_writes_is_what_the_raw_suite_reads(tmp_path: Path, sets: Path) -> None:
+    """A small source in another encoding hides in the whole, and shows by itself."""
+    (tmp_path / "raw" / "good").mkdir(parents=True)
+    (tmp_path / "raw" / "latin").mkdir()
+    texts = [f"{word} number {n} of the day {LABELS[n % 3]}" for n in range(40) for word in NAMES]
+    (tmp_path / "raw" / "good" / "a.txt").write_text("\n".join(texts) + "\n")
+    lines = [f"{word} is my friend {LABELS[0]}".encode() for word in NAMES[:20]] + [b"caf\xe9 au lait"] * 100
+    (tmp_path / "raw" / "latin" / "b.txt").write_bytes(b"\n".join(lines) + b"\n")
+    ingest(
+        tmp_path / "raw", tmp_path / "corpus", labels=LabelSet(tuple(LABELS)), english_share=0.0, max_reject_share=0.5,
+        drop_near_duplicates=False, eval_per_label=4,
+    )  # fmt: skip
+    with pytest.raises(ValidationFailed, match="'source is readable'"):
+        validate(tmp_path / "corpus", sets, tmp_path / "out", **LIMITS)
+    assert broken(tmp_path / "out") == {"source is readable"}
+    assert report_of(tmp_path / "out")["raw input", "encoding"]["observed"].startswith("100 of 1")
 
 
 # --- labelled sets --------------------------------------------------------------------------------------------------
@@ -310,7 +430,7 @@ def test_the_page_shows_the_rows_and_escapes_them(tmp_path: Path, sets: Path) ->
     assert "http" not in page  # complete in itself
 
 
-@pytest.mark.parametrize("missing", ["funnel.json", "labels.json", "part-*.parquet", "sets"])
+@pytest.mark.parametrize("missing", ["funnel.json", "rejects.jsonl", "labels.json", "part-*.parquet", "sets"])
 def test_nothing_to_check_is_one_sentence(tmp_path: Path, sets: Path, missing: str) -> None:
     corpus = put_corpus(tmp_path / "corpus", good_rows())
     for path in corpus.glob(missing):
