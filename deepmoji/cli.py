@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepmoji import __version__
-from deepmoji.errors import DeepMojiError, ServiceError
+from deepmoji.errors import DeepMojiError, InputError, ServiceError, describe
 
 if TYPE_CHECKING:
     from deepmoji.inference import Model
@@ -182,6 +182,8 @@ def finetune(
         model=model or CHAMPION, name=name or data.stem, out=out,
     )  # fmt: skip
     click.echo(json.dumps(only_numbers(numbers), indent=2, sort_keys=True))
+    click.echo(f"model: {numbers['model']}\nreport: {numbers['report']}", err=True)
+    click.echo(f"registered as models:/deepmoji-{name or data.stem}/{numbers['version']}", err=True)
 
 
 @cli.command()
@@ -207,10 +209,14 @@ def _texts(texts: Sequence[str], file: Path | None, column: str) -> Iterator[str
     if file is not None:
         from deepmoji.readers import read_texts
 
+        rows = rejects = 0
         for batch in read_texts(file, column):
             for reject in batch.rejects:
                 click.echo(f"set aside: {reject.file}, {reject.place}: {reject.reason}", err=True)
             yield from batch.texts.to_pylist()
+            rows, rejects = rows + len(batch.texts), rejects + len(batch.rejects)
+        if rejects and not rows:
+            raise InputError(f"{file} has no row that can be read: mend it, or name its column with --text-column.")
     elif texts:
         yield from texts
     else:
@@ -272,8 +278,14 @@ def encode(
     import numpy as np
 
     features = _load(given, model).encode(list(_texts(texts, file, text_column)))
-    with out.open("wb") as stream:
-        np.save(stream, features, allow_pickle=False)
+    beside = out.with_name(f"{out.name}.tmp")
+    try:
+        with beside.open("wb") as stream:
+            np.save(stream, features, allow_pickle=False)
+        beside.replace(out)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
     click.echo(f"{out}: {features.shape[0]} x {features.shape[1]}", err=True)
 
 
@@ -348,7 +360,7 @@ def promote(given: Path | None, version: str) -> None:
         registry.load_gates(root / "mlflow" / "promotion.yaml"),
         evaluate=lambda folder: registry.evaluate(folder, root / "artifacts" / "corpus"),
     )
-    click.echo(f"deepmoji version {version} is the champion")
+    click.echo(f"{'' if '/' in version or '@' in version else 'deepmoji version '}{version} is the champion")
 
 
 @models.command()
@@ -399,10 +411,7 @@ def main(arguments: Sequence[str] | None = None) -> Any:
         code = 1
     except OSError as error:
         # A full or read-only disk reaches here from whatever was being written.
-        click.echo(
-            f"error: {error.filename or 'a file'} could not be used ({error.strerror or error}): mend that and retry.",
-            err=True,
-        )
+        click.echo(f"error: {describe(error)}", err=True)
         code = 1
     sys.exit(code)
 

@@ -6,16 +6,17 @@ arguments of its stage's function, so nothing is configured elsewhere.
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from deepmoji.errors import UsageError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+METHODS = ("new", "last", "full", "chain-thaw")
 Rate = Annotated[float, Field(gt=0)]
 
 
@@ -82,7 +83,7 @@ class PretrainParams(Section):
 class PhaseParams(Section):
     """One phase of an own schedule: which layers train, and how fast; what is left out comes from `finetune`."""
 
-    train: Annotated[list[str], Field(min_length=1)]
+    train: Annotated[list[Literal["all", "embedding", "lstm0", "lstm1", "attention", "output"]], Field(min_length=1)]
     learning_rate: Rate | None = None
     epochs: Count | None = None
     patience: Count | None = None
@@ -107,9 +108,17 @@ class FinetuneParams(Section):
     class_average: bool
     balance: Share
 
+    @model_validator(mode="after")
+    def _known_methods(self) -> Self:
+        """Found before the hours of pretraining, not after them."""
+        for method in self.methods:
+            if method not in METHODS and method not in self.schedules:
+                raise ValueError(f"there is no method {method!r}: take {', '.join([*METHODS, *self.schedules])}")
+        return self
+
 
 class BenchmarkParams(Section):
-    baselines: list[str]
+    baselines: list[Literal["majority", "tfidf", "minilm", "lstm", "badjatiya", "badjatiya-leaky"]]
     bootstrap: Count
     seed: int
 

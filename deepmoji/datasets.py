@@ -198,12 +198,12 @@ def write_datasets(names: Sequence[str], data: Path, out: Path) -> dict[str, dic
     Returns, and writes last as datasets.json, per set: rows, splits, texts that stand in two splits, classes, task,
     metric, licence.
     """
+    sets = [read_dataset(name, data) for name in names]  # all of them, before anything is written
     out.mkdir(parents=True, exist_ok=True)
     manifest = out / "datasets.json"
     manifest.unlink(missing_ok=True)
     facts: dict[str, dict[str, object]] = {}
-    for name in names:
-        dataset = read_dataset(name, data)
+    for name, dataset in zip(names, sets, strict=True):
         facts[name] = _facts(dataset)
         save_dataset(dataset, out / f"{name}.parquet")
     for path in out.glob("*.parquet"):

@@ -40,3 +40,8 @@ class UsageError(DeepMojiError):
     """An unknown name, or an option of the wrong kind."""
 
     exit_code = 2
+
+
+def describe(error: OSError) -> str:
+    """The sentence for a disk that is full or read-only, or a file that may not be used."""
+    return f"{error.filename or 'A file'} could not be used ({error.strerror or error}): mend that and retry."

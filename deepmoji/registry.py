@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from deepmoji.tracking import MlflowClient, ModelVersion
 
 __all__ = [
-    "champion", "compare", "evaluate", "find", "list_models", "load", "load_gates", "promote", "register", "resolve",
-    "rollback", "show", "table",
+    "champion", "check_name", "compare", "evaluate", "find", "list_models", "load", "load_gates", "promote", "register",
+    "resolve", "rollback", "show", "table",
 ]  # fmt: skip
 
 NAME = "deepmoji"
@@ -57,7 +57,7 @@ def register(
     """
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder} is not a whole model folder: train first, or name another folder.")
-    _check_name(name)
+    check_name(name)
     with tracking.start_run(root, "release", f"register {name}", params={"model": name}, tags=tags) as run:
         run.metrics(metrics)
         run.flush()
@@ -98,6 +98,7 @@ def promote(
     """
     registry = _open(root, reading=True)
     chosen = _version(registry, version, name)
+    name = chosen.name  # the version may be given as NAME/NUMBER
     before = _champion(registry, name)
     if before == int(chosen.version):
         raise RegistryError(f"{name} version {before} is the champion already.")
@@ -265,13 +266,14 @@ def _changing(registry: Registry, what: str) -> Iterator[None]:
         yield
 
 
-def _check_name(name: str) -> None:
+def check_name(name: str) -> None:
+    """UsageError unless `name` can be a registered model's, and a folder's."""
     if not re.fullmatch(r"[\w.-]+", name):
         raise UsageError(f"The model name {name!r} is not usable: take letters, digits, dot, dash and underscore.")
 
 
 def _find(registry: Registry, name: str) -> Any:
-    _check_name(name)
+    check_name(name)
     with tracking.asking(registry.uri, f"look for {name}"):
         found = registry.client.search_registered_models(f"name='{name}'")
     return found[0] if found else None

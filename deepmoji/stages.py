@@ -234,6 +234,7 @@ def finetune_own(
     from deepmoji import finetuning, registry
     from deepmoji.datasets import dataset_from_table, save_dataset
 
+    registry.check_name(f"deepmoji-{name}")  # which also names folders; before the work, not after it
     dataset = replace(
         dataset_from_table(table, text_column, label_column, split, project.params.benchmark.seed), name=name
     )
@@ -242,10 +243,10 @@ def finetune_own(
     target = (out or project.root / "models" / name).resolve()
     folder = target / "finetuned" / dataset.name / method
     tags = {"dataset": dataset.name, "method": method, "start": model, "data": digest(table)}
+    start = registry.resolve(model, project.root)
     with stage_run(project, "finetune", f"{name}/{method}", **tags) as run:
         run.dataset(dataset.name, digest(table), str(table), len(dataset.texts))
         save_dataset(dataset, target / "datasets" / f"{dataset.name}.parquet")
-        start = registry.resolve(model, project.root)
         finetuning.finetune(
             dataset,
             start,

@@ -120,7 +120,7 @@ def _same_place(door: "MlflowClient", folder: Path) -> None:
     for experiment in door.search_experiments(max_results=100):
         place = experiment.artifact_location
         if experiment.name in EXPERIMENTS and not place.removeprefix("file://").startswith(str(folder)):
-            raise ServiceError(
+            raise RegistryError(
                 f"The MLflow database in {folder} belongs to a project elsewhere (its artifacts are in {place}): "
                 "move the project back, or set that folder aside and start with a new one."
             )
@@ -130,7 +130,8 @@ def quiet_mlflow() -> None:
     """Apply SETTINGS, before MLflow is first imported, and lower its log level, which that import sets anew."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-    for name in ("mlflow", "alembic"):
+    # urllib3 warns of each try of its own; what came of them is in the sentence of `asking`.
+    for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
@@ -152,11 +153,21 @@ def asking(uri: str, what: str) -> Iterator[None]:
         raise
     except Exception as error:
         # Artifact stores raise the errors of their own drivers, which have no base class in common.
-        reason = hide_secrets(" ".join(str(error).split()))
+        reason = hide_secrets(" ".join(str(_cause(error)).split()))
         raise ServiceError(
             f"MLflow at {hide_secrets(uri)} could not {what} ({reason or type(error).__name__:.300}): see that it runs "
             "and may write, or unset MLFLOW_TRACKING_URI to use the project's own database."
         ) from error
+
+
+def _cause(error: BaseException) -> BaseException:
+    """What the operating system said, where it said something: HTTP libraries bury it under their own words."""
+    found: BaseException | None = error
+    while found is not None:
+        if isinstance(found, OSError) and found.strerror:
+            return found
+        found = found.__cause__ or found.__context__
+    return error
 
 
 def key(name: str) -> str:

@@ -1,5 +1,6 @@
 """`python -m flows`: the pipeline and its everyday companions, with their surroundings set before Prefect loads."""
 
+import logging
 import os
 import sys
 import time
@@ -88,12 +89,21 @@ def ui(root: Path, port: int) -> None:
     os.execvp("mlflow", ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)])
 
 
+def spare_traceback(record: logging.LogRecord) -> bool:
+    """Log filter: a failure that was foreseen is its sentence; Prefect adds where in the code it was raised."""
+    if record.exc_info and isinstance(record.exc_info[1], DeepMojiError):
+        record.exc_info = None
+    return True
+
+
 @contextmanager
 def asking_prefect() -> Iterator[None]:
     """Turn a Prefect server that does not answer, before or during a flow, into one ServiceError sentence."""
     import httpx
     from prefect.settings import PREFECT_API_URL
 
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logging.getLogger(name).addFilter(spare_traceback)
     url = PREFECT_API_URL.value()
     try:
         if url:  # else Prefect starts a temporary server of its own

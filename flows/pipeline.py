@@ -110,7 +110,9 @@ def reproduce(root: Path, stage: str) -> tuple[int, int]:
         reason = next((line for line in tail if line.startswith(("error", TEMPORARY))), "") or " / ".join(
             list(tail)[-3:]
         )
-        raise StageFailed(f"The stage {stage} failed: {reason}", temporary=reason.startswith(TEMPORARY))
+        temporary = reason.startswith(TEMPORARY)
+        sentence = reason.removeprefix(TEMPORARY).removeprefix("error: ")
+        raise StageFailed(f"The stage {stage} failed: {sentence}", temporary=temporary)
     # Items taken from DVC's run cache are announced as such and count as unchanged: no work was done.
     return ran, unchanged
 

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from deepmoji import tracking
-from deepmoji.errors import ServiceError
+from deepmoji.errors import RegistryError, ServiceError
 from deepmoji.provenance import UNKNOWN, provenance
 
 
@@ -227,7 +227,7 @@ def test_a_moved_project_is_refused(root: Path, tmp_path: Path) -> None:
         pass
     new = tmp_path / "new"
     shutil.copytree(root, new)
-    with pytest.raises(ServiceError, match="belongs to a project elsewhere"), start(new):
+    with pytest.raises(RegistryError, match="belongs to a project elsewhere"), start(new):
         pass
 
 

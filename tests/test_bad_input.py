@@ -1,0 +1,148 @@
+"""What users get wrong, through the commands that they type: one sentence, exit code 1 or 2, nothing half-written."""
+
+import os
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from deepmoji import baselines, config, model, schedules
+from deepmoji.config import load_params
+from deepmoji.datasets import write_datasets
+from deepmoji.errors import UsageError
+from deepmoji.sample import write_sample
+from tests.conftest import ROOT, run_in
+from tests.tiny import tiny_model
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """Not a whole project, but what commands take for one."""
+    for name in ("params.yaml", "dvc.yaml"):
+        shutil.copy2(ROOT / name, tmp_path)
+    for name in ("deepmoji", "flows"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+def run(project: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "DEEPMOJI_PROJECT": str(project)} | more
+    return subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=project, env=environment, capture_output=True, text=True, timeout=100
+    )
+
+
+def change(project: Path, **sections: dict[str, object]) -> None:
+    path = project / "params.yaml"
+    content = yaml.safe_load(path.read_text())
+    for section, values in sections.items():
+        content[section] |= values
+    path.write_text(yaml.safe_dump(content, sort_keys=False))
+
+
+def closed_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
+
+
+def test_names_in_params_are_checked_before_the_first_stage(project: Path) -> None:
+    change(
+        project,
+        finetune={"methods": ["new", "tickle"]},
+        benchmark={"baselines": ["tdidf"]},
+    )
+    with pytest.raises(UsageError, match=r"2 problem.*tickle.*tdidf"):
+        load_params(project / "params.yaml")
+    change(project, finetune={"methods": ["new"], "schedules": {"mine": [{"train": ["outptu"]}]}})
+    with pytest.raises(UsageError, match=r"finetune.schedules.mine.0.train.0.*'output'.*'outptu'"):
+        load_params(project / "params.yaml")
+
+
+def test_names_that_params_may_hold_are_those_that_exist(project: Path) -> None:
+    assert config.METHODS == schedules.METHODS
+    change(
+        project,
+        finetune={"schedules": {"mine": [{"train": [layer]} for layer in ("all", *model.LAYERS)]}, "methods": ["mine"]},
+        benchmark={"baselines": list(baselines.BASELINES)},
+    )
+    assert load_params(project / "params.yaml").finetune.methods == ["mine"]
+
+
+def test_an_unknown_set_leaves_those_written_before_whole(tmp_path: Path) -> None:
+    write_sample(tmp_path / "data")
+    out = tmp_path / "out"
+    write_datasets(["sample-sentiment"], tmp_path / "data", out)
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(UsageError, match="'foo'"):
+        write_datasets(["sample-emotion", "foo"], tmp_path / "data", out)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+@pytest.mark.parametrize("command", [("predict",), ("encode", "--out", "features.npy")])
+def test_a_file_without_the_column_fails(project: Path, command: tuple[str, ...]) -> None:
+    folder = tiny_model(project / "model")
+    (project / "table.csv").write_text("a,b\n1,2\n")
+    done = run(project, "deepmoji.cli", *command, "--model", str(folder), "--file", "table.csv")
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "--text-column" in done.stderr.splitlines()[-1]
+    assert not (project / "features.npy").exists()
+
+
+def test_a_full_disk_leaves_no_half_features(
+    project: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tiny_model(project / "model")
+    limit: Callable[[], None] = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (64, 64))  # noqa: E731
+    done = subprocess.run(
+        [sys.executable, "-m", "deepmoji.cli", "encode", "--model", str(folder), "--out", "f.npy", "hello"],
+        cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1"},
+        preexec_fn=limit, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert not list(project.glob("f.npy*"))
+
+
+def test_a_name_that_cannot_be_registered_is_refused_before_the_work(project: Path) -> None:
+    (project / "mine.csv").write_text("text,label\na,b\n")
+    done = run(project, "deepmoji.cli", "finetune", "--data", "mine.csv", "--name", "a/../b")
+    assert done.returncode == 2
+    assert "'deepmoji-a/../b'" in done.stderr
+    assert not (project / "models").exists()
+
+
+def test_mlflow_away_is_one_readable_line(project: Path) -> None:
+    uri = f"http://127.0.0.1:{closed_port()}"
+    done = run(project, "deepmoji.cli", "models", "list", MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"MLflow at {uri} could not list the models ([Errno 111] Connection refused)" in done.stderr
+
+
+def test_prefect_away_is_one_readable_line(project: Path) -> None:
+    (project / "data").mkdir()
+    url = f"http://127.0.0.1:{closed_port()}/api"
+    done = run(project, "flows", "pipeline", PREFECT_API_URL=url)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"Prefect server at {url} does not answer" in done.stderr
+
+
+def test_a_stage_that_fails_shows_no_traceback(tiny_project: Path) -> None:
+    change(tiny_project, ingest={"labels": "nope"})
+    try:
+        done = run_in(tiny_project, sys.executable, "-m", "flows", "pipeline", "--no-promote")
+    finally:
+        change(tiny_project, ingest={"labels": "emojis64"})
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: The stage ingest failed: There is no label set or file 'nope'" in done.stderr
