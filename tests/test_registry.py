@@ -67,6 +67,14 @@ def test_the_shipped_gates_are_read(project_root: Path) -> None:
     assert {"code", "data"} <= set(gates.required_tags)
 
 
+def test_a_version_named_with_its_model_is_the_one_promoted(root: Path, shelf: Shelf) -> None:
+    other = Shelf(root, f"{shelf.name}-2")
+    other.add(top5=0.5)
+    chosen = shelf.add(top5=0.5)
+    registry.promote(root, f"{shelf.name}/{chosen}", GATES, name=other.name)
+    assert (shelf.champion(), other.champion()) == (chosen, None)
+
+
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
