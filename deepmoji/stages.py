@@ -10,11 +10,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from deepmoji import tracking
 from deepmoji.config import Params, load_params
 from deepmoji.errors import UsageError
+
+if TYPE_CHECKING:
+    from deepmoji.shards import MapShards
 
 Numbers = dict[str, Any]
 
@@ -86,7 +89,7 @@ def stage_run(project: Project, stage: str, name: str | None = None, **tags: str
         yield run
 
 
-def ingest(project: Project) -> Numbers:
+def ingest(project: Project, map_shards: "MapShards | None" = None) -> Numbers:
     from deepmoji import corpus
     from deepmoji.emojis import load_labels
 
@@ -95,7 +98,7 @@ def ingest(project: Project) -> Numbers:
     labels = load_labels(str(options.pop("labels")))
     with stage_run(project, "ingest") as run:
         out = project.artifacts / "corpus"
-        funnel = corpus.ingest(source, out, labels=labels, report=run.metrics, **options)
+        funnel = corpus.ingest(source, out, labels=labels, report=run.metrics, map_shards=map_shards, **options)
         run.dataset("corpus", digest(out), str(source), int(funnel["rows_out"]))
         run.metrics(flatten(funnel), 0)
         run.artifacts(out / "funnel.json")
@@ -136,13 +139,17 @@ def validate(project: Project) -> Numbers:
     return numbers
 
 
-def tokenize(project: Project) -> Numbers:
+def tokenize(project: Project, map_shards: "MapShards | None" = None) -> Numbers:
     from deepmoji import tokens, validation
 
     with stage_run(project, "tokenize") as run:
         out = project.artifacts / "tokens"
         numbers = tokens.tokenize_corpus(
-            project.artifacts / "corpus", out, report=run.metrics, **project.params.section("tokenize")
+            project.artifacts / "corpus",
+            out,
+            report=run.metrics,
+            map_shards=map_shards,
+            **project.params.section("tokenize"),
         )
         validation.validate_tokens(out, max_unknown_share=project.params.validate_.max_unknown_share)
         run.dataset("tokens", digest(out), "artifacts/corpus", int(numbers["train"]["rows"]))

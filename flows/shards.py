@@ -109,38 +109,8 @@ def run_stage(root: Path, stage: str, runner: str) -> stages.Numbers:
 @flow(name="shards", flow_run_name="shards-{stage}", persist_result=False)
 def shards(root: str, stage: str) -> stages.Numbers:
     """The stage in this process, its shards wherever the flow's task runner puts them."""
-    return {"ingest": _ingest, "tokenize": _tokenize}[stage](stages.Project(Path(root)))
-
-
-def _ingest(project: stages.Project) -> stages.Numbers:
-    from deepmoji import corpus
-    from deepmoji.emojis import load_labels
-
-    options = project.params.section("ingest")
-    source, out = project.data / str(options.pop("tweets")), project.artifacts / "corpus"
-    labels = load_labels(str(options.pop("labels")))
-    with stages.stage_run(project, "ingest") as run:
-        funnel = corpus.ingest(source, out, labels=labels, report=run.metrics, map_shards=map_shards, **options)
-        run.dataset("corpus", stages.digest(out), str(source), int(funnel["rows_out"]))
-        run.metrics(stages.flatten(funnel), 0)
-        run.artifacts(out / "funnel.json")
-        project.write_numbers("ingest", funnel)
-    return funnel
-
-
-def _tokenize(project: stages.Project) -> stages.Numbers:
-    from deepmoji import tokens, validation
-
-    options, out = project.params.section("tokenize"), project.artifacts / "tokens"
-    with stages.stage_run(project, "tokenize") as run:
-        numbers = tokens.tokenize_corpus(
-            project.artifacts / "corpus", out, report=run.metrics, map_shards=map_shards, **options
-        )
-        validation.validate_tokens(out, max_unknown_share=project.params.validate_.max_unknown_share)
-        run.dataset("tokens", stages.digest(out), "artifacts/corpus", int(numbers["train"]["rows"]))
-        run.metrics(stages.flatten(numbers), 0)
-        project.write_numbers("tokenize", numbers)
-    return numbers
+    run = {"ingest": stages.ingest, "tokenize": stages.tokenize}[stage]
+    return run(stages.Project(Path(root)), map_shards=map_shards)
 
 
 def _tell_dvc(root: Path, stage: str) -> None:
