@@ -265,11 +265,12 @@ def test_written_sets_read_back_and_are_the_same_bytes(data: Path, tmp_path: Pat
     assert sorted(path.name for path in tmp_path.iterdir()) == ["datasets.json", "sample-sentiment.parquet"]
 
 
-def test_a_failing_set_leaves_no_manifest(data: Path, tmp_path: Path) -> None:
+def test_a_failing_set_changes_nothing(data: Path, tmp_path: Path) -> None:
     write_datasets(SAMPLES[:1], data, tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(InputError):
-        write_datasets([SAMPLES[0], "Olympic"], data, tmp_path)
-    assert not (tmp_path / "datasets.json").exists()
+        write_datasets([SAMPLES[1], "Olympic"], data, tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_metadata_travels_with_the_table(data: Path, tmp_path: Path) -> None:
