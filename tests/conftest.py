@@ -20,6 +20,7 @@ os.environ |= {
     "DO_NOT_TRACK": "1",
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_NUM_THREADS": "1",  # a test worker has one core
     "GOMP_SPINCOUNT": "3000",  # as the command does
     "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
 }
@@ -78,7 +79,6 @@ def run_in(project: Path, *command: str, timeout: float = 200) -> subprocess.Com
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "DEEPMOJI_PROJECT": str(project),
         "PYTHONPATH": str(project),  # the copy's own code, not the checkout's
-        "OMP_NUM_THREADS": "2",
     }
     for name in list(environment):
         if name == "DEEPMOJI_DATA" or name.startswith(USERS_OWN):
