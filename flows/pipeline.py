@@ -100,7 +100,8 @@ def reproduce(root: Path, stage: str) -> tuple[int, int]:
                     continue
                 tail.append(text)
                 ran += text.startswith("Running stage")
-                unchanged += "didn't change, skipping" in text
+                # The second is DVC's run cache: the same inputs ran before, nothing is computed.
+                unchanged += "didn't change, skipping" in text or "is cached - skipping run" in text
                 logger.info(text)
             code = process.wait()
         except BaseException:
@@ -113,7 +114,6 @@ def reproduce(root: Path, stage: str) -> tuple[int, int]:
         temporary = reason.startswith(TEMPORARY)
         sentence = reason.removeprefix(TEMPORARY).removeprefix("error: ")
         raise StageFailed(f"The stage {stage} failed: {sentence}", temporary=temporary)
-    # Items taken from DVC's run cache are announced as such and count as unchanged: no work was done.
     return ran, unchanged
 
 

@@ -67,6 +67,18 @@ def test_bad_data_is_not_tried_again(project: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
+def test_what_the_run_cache_knows_counts_as_up_to_date(project: Path) -> None:
+    stage = "stages:\n  ingest:\n    cmd: mkdir -p artifacts/metrics && echo '{}' > artifacts/metrics/ingest.json\n"
+    (project / "dvc.yaml").write_text(stage + "    deps: [input]\n    outs: [artifacts/metrics/ingest.json]\n")
+    counts = []
+    for content in ("a", "b", "a"):
+        (project / "input").write_text(content)
+        result = run_one(project)
+        counts.append((result.ran, result.unchanged))
+    assert counts == [(1, 0), (1, 0), (0, 1)]
+
+
+@pytest.mark.usefixtures("server")
 def test_a_second_run_is_refused_while_one_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from flows import pipeline
 
