@@ -70,6 +70,7 @@ class PretrainParams(Section):
     final_dropout: Share
     attention: bool
     learning_rate: Rate
+    decay: bool
     batch_size: Count
     epochs: Count
     epoch_size: Count | None

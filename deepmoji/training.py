@@ -38,7 +38,10 @@ ExampleLosses = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), targets -> 
 
 @dataclass(frozen=True)
 class Phase:
-    """Which layers learn, how fast, how long; `epoch_size` None is one pass, `patience` None never stops early."""
+    """Which layers learn, how fast, how long; `epoch_size` None is one pass, `patience` None never stops early.
+
+    With `decay` the learning rate falls in a straight line to 0 at the end of the last epoch.
+    """
 
     name: str
     train: tuple[str, ...]
@@ -46,6 +49,7 @@ class Phase:
     epochs: int
     patience: int | None = None
     epoch_size: int | None = None
+    decay: bool = False
 
 
 @dataclass(frozen=True)
@@ -217,7 +221,9 @@ def _run_epoch(
     try:
         for chosen, batch in zip(plan[progress.batch :], _batches(run, run.train, mine), strict=True):
             torch.manual_seed(_step_seed(run, progress))
+            rate = _learning_rate(phase, progress, len(plan))
             for optimiser in optimisers:
+                optimiser.param_groups[0]["lr"] = rate
                 optimiser.zero_grad(set_to_none=True)
             with autocast(run.bf16, run.device):
                 logits = network(batch.ids, batch.lengths)
@@ -250,6 +256,13 @@ def _batches(run: _Run, examples: Examples, plan: Iterator[NDArray[np.int64]]) -
     # An empty slice still has to take part in the exchange of gradients: example 0 stands in, with weight 0.
     made = (data.collate(examples, chosen if len(chosen) else np.zeros(1, np.int64), size) for chosen in plan)
     return data.to_device(made, run.device)
+
+
+def _learning_rate(phase: Phase, progress: Progress, epoch_batches: int) -> float:
+    if not phase.decay:
+        return phase.learning_rate
+    done = (progress.epoch * epoch_batches + progress.batch) / (phase.epochs * epoch_batches)
+    return phase.learning_rate * (1 - done)
 
 
 def _step_seed(run: _Run, progress: Progress) -> int:

@@ -27,7 +27,8 @@ ROOT = Path(__file__).resolve().parents[1]
 LABELS = ["😂", "😒", "😍", "💔"]
 OPTIONS: dict[str, Any] = {
     "embedding_size": 8, "hidden_size": 6, "embedding_dropout": 0.0, "final_dropout": 0.0, "attention": True,
-    "learning_rate": 0.02, "batch_size": 16, "epochs": 3, "epoch_size": None, "patience": None, "balance": 1.0,
+    "learning_rate": 0.02, "decay": False, "batch_size": 16,
+    "epochs": 3, "epoch_size": None, "patience": None, "balance": 1.0,
     "precision": "fp32", "checkpoint_seconds": 0.0, "seed": 1,
 }  # fmt: skip
 
