@@ -179,9 +179,14 @@ def pretrain(project: Project) -> Numbers:
 
 
 def finetune(project: Project, dataset: str, method: str) -> Numbers:
+    import torch
+
     from deepmoji import finetuning
     from deepmoji.datasets import load_dataset
 
+    # Batches of 64 short texts gain little from a second core; the flow runs one fine-tune per core instead, and
+    # the numbers do not depend on how many cores there are.
+    torch.set_num_threads(1)
     options = project.params.section("finetune")
     del options["methods"]
     if dataset not in project.params.datasets.names:
