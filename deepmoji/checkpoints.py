@@ -17,11 +17,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deepmoji.errors import DeepMojiError, InputError, TrainingError
+from deepmoji.errors import DeepMojiError, InputError, TrainingError, UsageError
 from deepmoji.model import DeepMoji
 from deepmoji.vocabulary import Vocabulary
 
 FORMAT = 1
+STORAGES = ("fp32", "fp16", "int8")
+SCALE = ".scale"  # beside an int8 matrix: one fp32 factor for each of its rows
 STATE_FILE = "state.safetensors"
 
 
@@ -46,12 +48,14 @@ def save_model(
     card: str,
     extra: Mapping[str, Any] | None = None,
     attach: Callable[[Path], None] | None = None,
+    storage: str = "fp32",
 ) -> None:
     """Write a model folder beside `folder` and rename it there; an earlier one is replaced.
 
     `extra` joins config.json (max_length, thresholds, ...). `attach` writes further files into the folder it gets,
-    before the rename. InputError: vocabulary or labels that do not fit the
-    model; TrainingError: the disk refuses.
+    before the rename. `storage`: how weights lie on disk, fp32, fp16 or int8 (matrices only, the rest is fp16 then);
+    they are fp32 again once loaded. InputError: vocabulary or labels that do not fit the model; TrainingError: the
+    disk refuses; UsageError: an unknown storage.
     """
     _check_fit(model.config, len(vocabulary), labels)
     config = {"format": FORMAT, **model.config, **(extra or {})}
@@ -59,8 +63,7 @@ def save_model(
     try:
         shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
-        weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-        save_file(weights, beside / "model.safetensors")
+        save_file(pack_weights(model.state_dict(), storage), beside / "model.safetensors")
         vocabulary.save(beside / "vocabulary.json")
         write_json(beside / "labels.json", list(labels))
         write_json(beside / "metrics.json", metrics)
@@ -88,13 +91,39 @@ def load_model(folder: Path) -> ModelFolder:
     try:
         with torch.device("meta"):  # no memory and no random start for weights that are read anyway
             model = DeepMoji(**{name: config[name] for name in DeepMoji(2, 1, 1, 1).config})
-        model.load_state_dict(load_file(folder / "model.safetensors"), assign=True)
+        model.load_state_dict(unpack_weights(load_file(folder / "model.safetensors")), assign=True)
     except (OSError, SafetensorError, RuntimeError, KeyError, DeepMojiError) as error:
         raise InputError(
             f"The weights in {folder} cannot be read or do not fit config.json ({reason(error)}): fetch them again."
         ) from None
     _check_fit(model.config, len(vocabulary), labels)
     return ModelFolder(model.eval(), vocabulary, tuple(labels), config, metrics)
+
+
+def pack_weights(weights: Mapping[str, Tensor], storage: str) -> dict[str, Tensor]:
+    """Weights as they lie on disk; the opposite of `unpack_weights`. UsageError: an unknown storage."""
+    if storage not in STORAGES:
+        raise UsageError(f"The storage {storage!r} is not known: choose one of {', '.join(STORAGES)}.")
+    packed = {}
+    for name, tensor in weights.items():
+        tensor = tensor.detach().cpu()
+        if storage == "int8" and tensor.ndim == 2:
+            scale = tensor.abs().amax(dim=1).clamp(min=1e-12) / 127
+            packed[name + SCALE] = scale
+            tensor = (tensor / scale[:, None]).round().to(torch.int8)
+        elif storage != "fp32":
+            tensor = tensor.half()
+        packed[name] = tensor.contiguous()
+    return packed
+
+
+def unpack_weights(packed: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """fp32 weights from what `pack_weights` made, whatever the storage."""
+    weights = {name: tensor.float() for name, tensor in packed.items() if not name.endswith(SCALE)}
+    for name in packed:
+        if name.endswith(SCALE):
+            weights[name.removesuffix(SCALE)] *= packed[name][:, None]
+    return weights
 
 
 def save_state(folder: Path, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:

@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from deepmoji import __version__
-from deepmoji.errors import DeepMojiError, InputError, ServiceError, describe
+from deepmoji.errors import DeepMojiError, InputError, ServiceError, UsageError, describe
 
 if TYPE_CHECKING:
     from deepmoji.inference import Model
     from deepmoji.stages import Project
 
-CHAMPION = "models:/deepmoji@champion"
+STARTER = "starter"
 # The flows look for this in a stage's log: only such a failure may pass when tried again.
 TEMPORARY = "error (may pass when tried again): "
 
@@ -152,7 +152,9 @@ def pretrain(given: Path | None) -> None:
 @click.option("--text-column", default="text", show_default=True)
 @click.option("--label-column", default="label", show_default=True)
 @click.option("--split", default="70/10/20", show_default=True, help="Shares of train/val/test, or a column's name.")
-@click.option("--model", help="Model to start from; by default the champion.")
+@click.option(
+    "--model", default=STARTER, show_default=True, help="What to start from: starter, a folder, models:/ URI."
+)
 @click.option("--name", help="Registered as deepmoji-NAME; by default the file's name.")
 @click.option("--out", type=click.Path(path_type=Path), help="Model folder to write; by default below models/.")
 @click.pass_obj
@@ -164,7 +166,7 @@ def finetune(
     text_column: str,
     label_column: str,
     split: str,
-    model: str | None,
+    model: str,
     name: str | None,
     out: Path | None,
 ) -> None:
@@ -179,7 +181,7 @@ def finetune(
 
     numbers = finetune_own(
         _project(given), data, text_column=text_column, label_column=label_column, split=split, method=method,
-        model=model or CHAMPION, name=name or data.stem, out=out,
+        model=model, name=name or data.stem, out=out,
     )  # fmt: skip
     click.echo(json.dumps(only_numbers(numbers), indent=2, sort_keys=True))
     click.echo(f"model: {numbers['model']}\nreport: {numbers['report']}", err=True)
@@ -196,12 +198,22 @@ def benchmark(given: Path | None) -> None:
 # --- using a model --------------------------------------------------------------------------------------------------
 
 
-def _load(given: Path | None, model: str) -> "Model":
+def _load(given: Path | None, model: str | None) -> "Model":
+    """The model that was asked for; if none was, the champion, and outside of a project the starter model."""
     from deepmoji import registry
 
-    if not model.startswith("models:"):
-        return registry.load(model)
-    return registry.load(model, root=_root(given))
+    if model is None:
+        try:
+            root = _root(given)
+        except UsageError:
+            if given is not None:
+                raise
+            root = None
+        chosen = registry.default_model(root)
+        if chosen == STARTER:
+            click.echo("no champion here, so the starter model answers", err=True)
+        return registry.load(chosen, root=root)
+    return registry.load(model, root=_root(given) if model.startswith("models:") else None)
 
 
 def _texts(texts: Sequence[str], file: Path | None, column: str) -> Iterator[str]:
@@ -223,7 +235,9 @@ def _texts(texts: Sequence[str], file: Path | None, column: str) -> Iterator[str
         yield from (line.rstrip("\r\n") for line in sys.stdin)
 
 
-_model_option = click.option("--model", default=CHAMPION, show_default=True, help="Model folder or models:/ URI.")
+_model_option = click.option(
+    "--model", help="starter, a model folder or a models:/ URI; by default the champion, else the starter model."
+)
 _file_option = click.option("--file", type=click.Path(path_type=Path), help="Read texts from a file, one a row.")
 _column_option = click.option("--text-column", default="text", show_default=True)
 
@@ -237,7 +251,13 @@ _column_option = click.option("--text-column", default="text", show_default=True
 @click.option("--format", "shape", type=click.Choice(["text", "json", "csv"]), default="text", show_default=True)
 @click.pass_obj
 def predict(
-    given: Path | None, texts: tuple[str, ...], model: str, file: Path | None, text_column: str, top: int, shape: str
+    given: Path | None,
+    texts: tuple[str, ...],
+    model: str | None,
+    file: Path | None,
+    text_column: str,
+    top: int,
+    shape: str,
 ) -> None:
     """Labels with probabilities for TEXTS, a file's rows, or the lines of standard input."""
     loaded = _load(given, model)
@@ -272,7 +292,7 @@ def predict(
 @click.option("--out", type=click.Path(path_type=Path), required=True, help="NumPy file to write, (texts, features).")
 @click.pass_obj
 def encode(
-    given: Path | None, texts: tuple[str, ...], model: str, file: Path | None, text_column: str, out: Path
+    given: Path | None, texts: tuple[str, ...], model: str | None, file: Path | None, text_column: str, out: Path
 ) -> None:
     """Emotional features of texts (2,304 numbers each at the published sizes) as a .npy file."""
     import numpy as np
@@ -293,10 +313,35 @@ def encode(
 @click.argument("texts", nargs=-1, required=True)
 @_model_option
 @click.pass_obj
-def explain(given: Path | None, texts: tuple[str, ...], model: str) -> None:
+def explain(given: Path | None, texts: tuple[str, ...], model: str | None) -> None:
     """The words of TEXTS with the attention that each got."""
     for tokens in _load(given, model).explain(list(texts)):
         click.echo("  ".join(f"{token} {weight:.3f}" for token, weight in tokens))
+
+
+@cli.command()
+@_model_option
+@click.option("--corpus", type=click.Path(path_type=Path), help="A labelled corpus; by default the project's.")
+@click.pass_obj
+def evaluate(given: Path | None, model: str | None, corpus: Path | None) -> None:
+    """How well a model predicts the emojis of a corpus' test texts, over all of them and by source."""
+    from deepmoji import evaluation
+
+    loaded = _load(given, model)
+    click.echo(f"model: {loaded.name}", err=True)
+    click.echo(evaluation.show(evaluation.evaluate(loaded, corpus or _root(given) / "artifacts" / "corpus")))
+
+
+@cli.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--storage", type=click.Choice(["fp32", "fp16", "int8"]), default="int8", show_default=True)
+@click.option("--words", type=click.IntRange(11), help="Keep only so many words, the most frequent.")
+def compress(folder: Path, out: Path, storage: str, words: int | None) -> None:
+    """A smaller copy OUT of the model in FOLDER; `deepmoji evaluate` says what it costs."""
+    from deepmoji import starter
+
+    click.echo(json.dumps(starter.compress(folder, out, storage=storage, words=words), sort_keys=True))
 
 
 @cli.command("import-weights")
@@ -352,13 +397,14 @@ def compare(given: Path | None, first: str, second: str) -> None:
 def promote(given: Path | None, version: str) -> None:
     """Make VERSION the champion if it passes the gates of mlflow/promotion.yaml."""
     from deepmoji import registry
+    from deepmoji.evaluation import gate_numbers
 
     root = _root(given)
     registry.promote(
         root,
         version,
         registry.load_gates(root / "mlflow" / "promotion.yaml"),
-        evaluate=lambda folder: registry.evaluate(folder, root / "artifacts" / "corpus"),
+        evaluate=lambda folder: gate_numbers(folder, root / "artifacts" / "corpus"),
     )
     click.echo(f"{'' if '/' in version or '@' in version else 'deepmoji version '}{version} is the champion")
 
@@ -377,7 +423,7 @@ def rollback(given: Path | None) -> None:
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
 @click.pass_obj
-def serve(given: Path | None, model: str, host: str, port: int) -> None:
+def serve(given: Path | None, model: str | None, host: str, port: int) -> None:
     """A page and a REST service for a model; on loopback unless told otherwise."""
     from deepmoji import serving
 

@@ -18,14 +18,15 @@ from deepmoji import tracking
 from deepmoji.errors import InputError, RegistryError, UsageError
 from deepmoji.gates import Gates, absolute_faults, load_gates, relative_faults
 from deepmoji.provenance import UNKNOWN
+from deepmoji.starter import STARTER, starter_folder
 
 if TYPE_CHECKING:
     from deepmoji.inference import Model
     from deepmoji.tracking import MlflowClient, ModelVersion
 
 __all__ = [
-    "champion", "check_name", "compare", "evaluate", "find", "list_models", "load", "load_gates", "promote", "register",
-    "resolve", "rollback", "show", "table",
+    "champion", "check_name", "compare", "default_model", "find", "list_models", "load", "load_gates", "promote",
+    "register", "resolve", "rollback", "show", "table",
 ]  # fmt: skip
 
 NAME = "deepmoji"
@@ -200,12 +201,22 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def resolve(path_or_uri: str | Path, root: Path) -> Path:
-    """The local folder of a path, of `models:/deepmoji@champion` or of `models:/deepmoji/3`."""
+    """The local folder of a path, of `models:/deepmoji@champion`, of `models:/deepmoji/3` or of `starter`."""
     return _resolve(path_or_uri, root)[0]
 
 
+def default_model(root: Path | None) -> str:
+    """What answers when no model is named: the project's champion, or the starter model while there is none."""
+    if root is None:
+        return STARTER
+    try:
+        return f"models:/{NAME}@{CHAMPION}" if champion(root) is not None else STARTER
+    except RegistryError:  # nothing was ever registered here
+        return STARTER
+
+
 def load(path_or_uri: str | Path, *, root: Path | None = None, **options: Any) -> "Model":
-    """The model of a folder or of a registry URI, ready to use; options as for `inference.load_folder`.
+    """The model of a folder, of a registry URI or of the name `starter`; options as for `inference.load_folder`.
 
     The registry is the one of the project `root`, by default the project that holds the working folder, or the
     server that MLFLOW_TRACKING_URI names. RegistryError: no such model; InputError: not a model folder.
@@ -214,35 +225,6 @@ def load(path_or_uri: str | Path, *, root: Path | None = None, **options: Any) -
 
     folder, name = _resolve(path_or_uri, root)
     return load_folder(folder, **({"name": name} | options))
-
-
-def evaluate(folder: Path, corpus: Path) -> dict[str, float]:
-    """Top-1, top-5 and loss of a model folder on the test texts of a corpus, as pretraining measures them.
-
-    From the texts, because token ids mean something only to the model that they were made for.
-    RegistryError: the corpus has labels that the model does not know.
-    """
-    import numpy as np
-    import pyarrow.compute as pc
-    import pyarrow.dataset as ds
-
-    from deepmoji.emojis import load_labels
-    from deepmoji.inference import load_folder
-    from deepmoji.pretraining import evaluate as measure
-
-    model = load_folder(folder)
-    names = load_labels(corpus / "labels.json").names
-    if set(names) != set(model.labels):
-        raise RegistryError(f"{folder} and {corpus} have other labels: their numbers do not compare.")
-    rows = ds.dataset(sorted(corpus.glob("*.parquet"))).to_table(
-        columns=["text", "labels"], filter=pc.field("split") == "test"
-    )
-    owners = pc.list_parent_indices(rows["labels"].combine_chunks()).to_numpy()
-    places = np.array([model.labels.index(name) for name in names], dtype=np.int64)
-    targets = places[pc.list_flatten(rows["labels"]).to_numpy()]
-    logits = np.log(model.probabilities(rows["text"].to_pylist()) + np.float32(1e-30))
-    measured = measure(logits[owners], targets, model.labels)
-    return {key: float(measured[key]) for key in ("top1", "top5", "loss")}
 
 
 # --- inside ---------------------------------------------------------------------------------------------------------
@@ -378,6 +360,8 @@ def _line(history: list[dict[str, Any]]) -> list[int]:
 
 def _resolve(path_or_uri: str | Path, root: Path | None) -> tuple[Path, str]:
     text = str(path_or_uri)
+    if text == STARTER:
+        return starter_folder(), STARTER
     if not text.startswith("models:"):
         return Path(path_or_uri), text
     parts = _URI.fullmatch(text)
@@ -387,7 +371,13 @@ def _resolve(path_or_uri: str | Path, root: Path | None) -> tuple[Path, str]:
     registry = _open(root or _nearest_project(), reading=True)
     found = _version(registry, number or alias, name)
     folder = tracking.download_model(registry.root, registry.client, registry.uri, name, found.version)
-    return folder, f"models:/{name}/{found.version}"
+    return folder, f"models:/{name}/{found.version}{_origin(found)}"
+
+
+def _origin(version: "ModelVersion") -> str:
+    """What a reader of answers must know: a model of the sample has seen no real text."""
+    preset = version.tags.get("preset", "")
+    return " (trained on the synthetic sample)" if preset == "sample" else f" (preset {preset})" if preset else ""
 
 
 def _nearest_project() -> Path:

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import tempfile
 import time
 import unicodedata
@@ -369,7 +370,15 @@ def log_model(run: Run, folder: Path, name: str) -> str:
             [ParamSpec("output", DataType.string, "predict"), ParamSpec("top_k", DataType.long, 5)],
         ),
     )
-    with asking(run.uri, f"store the model {name}"), everywhere(run.uri), warnings.catch_warnings():
+    with (
+        asking(run.uri, f"store the model {name}"),
+        everywhere(run.uri),
+        warnings.catch_warnings(),
+        tempfile.TemporaryDirectory() as place,
+    ):
+        # Without the starter model, which would weigh more than most models that are logged.
+        code = Path(place) / package.name
+        shutil.copytree(package, code, ignore=shutil.ignore_patterns("__pycache__", "starter"))
         warnings.simplefilter("ignore")  # MLflow warns of type hints of its own, and uses what pandas gave up
         # Made here, since MLflow would put it into whatever experiment is its global one, below the working folder.
         entry = run.client.create_logged_model(run.experiment_id, name=name, source_run_id=run.run_id)
@@ -380,7 +389,7 @@ def log_model(run: Run, folder: Path, name: str) -> str:
             model_id=entry.model_id,
             python_model=str(package / "pyfunc.py"),
             artifacts={"model": str(folder.resolve())},
-            code_paths=[str(package)],
+            code_paths=[str(code)],
             signature=signature,
             input_example=(pd.DataFrame({"text": ["I love mom's cooking"]}), {"output": "predict", "top_k": 5}),
             pip_requirements=[f"{needed}=={version(needed)}" for needed in SERVING_NEEDS],

@@ -8,6 +8,7 @@ from prefect.artifacts import create_markdown_artifact
 
 from deepmoji import registry, stages
 from deepmoji.errors import InputError, RegistryError
+from deepmoji.evaluation import gate_numbers
 
 
 @flow(name="release", flow_run_name="release", retries=0)
@@ -34,7 +35,7 @@ def release(root: str, approval: bool = False) -> int:
         pause_flow_run(timeout=24 * 3600)
     try:
         registry.promote(
-            project, version, gates, evaluate=lambda folder: registry.evaluate(folder, project / "artifacts" / "corpus")
+            project, version, gates, evaluate=lambda folder: gate_numbers(folder, project / "artifacts" / "corpus")
         )
     except RegistryError as refusal:
         create_markdown_artifact(key="release", markdown=f"# Version {version} refused\n\n{refusal}\n")

@@ -38,6 +38,7 @@ ORDER = (
     {"schedules", "cards", "finetuning", "baselines", "baselines_lstm"},
     {"benchmark", "report"},
     {"inference"},
+    {"evaluation", "starter"},
     {"gates", "tracking", "pyfunc", "registry"},
     {"serving"},
     {"stages"},

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import yaml
 
@@ -350,32 +349,3 @@ def test_the_logged_requirements_name_what_is_imported(root: Path, registered: i
     assert {line.partition("==")[0] for line in lines} == set(tracking.SERVING_NEEDS)
     assert all("==" in line for line in lines)
     assert not list(folder.rglob("*.pkl")), "nothing is pickled"
-
-
-def test_evaluate_measures_a_model_on_the_texts_of_a_corpus(root: Path, tmp_path: Path) -> None:
-    model = deepmoji.load(root / "tiny")
-    texts = ["i love this", "not good", "never", "hate you"]
-    best = [[model.labels.index(p.label) for p in answer] for answer in model.predict(texts, top_k=6)]
-    labels = (*model.labels[1:], model.labels[0])  # another order than the model's
-    rows = pd.DataFrame(
-        {
-            "text": [*texts, "bad"],
-            "labels": [[labels.index(model.labels[c]) for c in (order[0], order[2], order[5])] for order in best]
-            + [[0]],
-            "split": ["test"] * 4 + ["train"],
-        }
-    )
-    rows[:2].to_parquet(tmp_path / "part-0.parquet")
-    rows[2:].to_parquet(tmp_path / "part-1.parquet")
-    (tmp_path / "labels.json").write_text(json.dumps(labels))
-    from deepmoji.pretraining import evaluate
-
-    wanted = np.array([c for order in best for c in (order[0], order[2], order[5])])
-    logits = np.log(model.probabilities(texts))[np.repeat(np.arange(4), 3)]
-    expected = evaluate(logits, wanted, model.labels)
-    measured = registry.evaluate(root / "tiny", tmp_path)
-    assert measured == pytest.approx({key: expected[key] for key in ("top1", "top5", "loss")})
-    assert measured["top1"] < measured["top5"] < 1
-    (tmp_path / "labels.json").write_text(json.dumps(["joy", "fear"]))
-    with pytest.raises(RegistryError, match="have other labels"):
-        registry.evaluate(root / "tiny", tmp_path)
