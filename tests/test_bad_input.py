@@ -1,5 +1,6 @@
 """What users get wrong, through the commands that they type: one sentence, exit code 1 or 2, nothing half-written."""
 
+import ctypes
 import os
 import resource
 import shutil
@@ -110,6 +111,27 @@ def test_a_full_disk_leaves_no_half_features(
     assert "Traceback" not in done.stderr
     assert done.stderr.startswith("error: ")
     assert not list(project.glob("f.npy*"))
+
+
+def obey_permissions() -> None:
+    """In a child process of root, give up the right to write where the permissions say no."""
+    ctypes.CDLL(None).prctl(24, 1, 0, 0, 0)  # PR_CAPBSET_DROP, CAP_DAC_OVERRIDE; without the right it fails, no harm
+
+
+def test_a_folder_that_may_not_be_written_is_one_sentence(project: Path) -> None:
+    (project / "data" / "tweets").mkdir(parents=True)
+    (project / "data" / "tweets" / "some.txt").write_text("so good 😂\n" * 5)
+    (project / ".state").mkdir()
+    (project / "artifacts").mkdir(mode=0o555)
+    done = subprocess.run(
+        [sys.executable, "-m", "deepmoji.cli", "ingest"], cwd=project, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        preexec_fn=obey_permissions, capture_output=True, text=True, timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    assert "artifacts" in done.stderr.splitlines()[-1]
+    assert not any((project / "artifacts").iterdir())
 
 
 def test_a_name_that_cannot_be_registered_is_refused_before_the_work(project: Path) -> None:

@@ -4,8 +4,11 @@ The tests build on each other, in this order, as a user's days do.
 """
 
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -170,6 +173,37 @@ def test_the_same_bytes_come_out_again(tiny_project: Path) -> None:
     assert {name: stage.get("outs") for name, stage in after.items()} == {
         name: stage.get("outs") for name, stage in before.items()
     }
+
+
+@pytest.mark.usefixtures("promoted")
+def test_a_killed_stage_never_looks_finished_and_goes_on(tiny_project: Path) -> None:
+    before = {name: (tiny_project / name).read_bytes() for name in ("params.yaml", "dvc.lock")}
+    change(tiny_project, "pretrain", epochs=20, checkpoint_seconds=0)
+    command = [str(Path(sys.executable).parent / "dvc"), "repro", "--single-item", "pretrain"]
+    environment = os.environ | {
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PYTHONPATH": str(tiny_project),
+    }
+    state = tiny_project / ".state" / "checkpoints" / "pretrain" / "state.safetensors"
+    with subprocess.Popen(
+        command, cwd=tiny_project, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    ) as process:  # fmt: skip
+        deadline = time.monotonic() + 100
+        while not state.is_file() and time.monotonic() < deadline and process.poll() is None:
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert state.is_file()
+    assert not (tiny_project / "artifacts" / "pretrained").exists()
+    assert "pretrain" in changed_stages(tiny_project)
+    done = run_in(tiny_project, "dvc", "repro", "--single-item", "pretrain")
+    assert done.returncode == 0, done.stderr
+    assert "going on at step" in done.stdout + done.stderr
+    assert (tiny_project / "artifacts" / "pretrained" / "config.json").is_file()
+    for name, content in before.items():
+        (tiny_project / name).write_bytes(content)
+    assert run_in(tiny_project, "dvc", "checkout", "-q").returncode == 0
+    assert changed_stages(tiny_project) == set()
 
 
 @pytest.mark.usefixtures("promoted")
