@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from deepmoji.batches import bucket, collate
 from deepmoji.model import DeepMoji
 from deepmoji.optimiser import RowAdam, clip_gradients
-from deepmoji.precision import autocast
+from deepmoji.precision import autocast, for_inference
 from deepmoji.tokens import Examples
 from deepmoji.training import predict_features
 
@@ -167,12 +167,17 @@ def latency(model: DeepMoji, plain: Plain, repeats: int, clock: Clock) -> None:
         with torch.inference_mode():
             plain(row)
 
-    def ours() -> None:
-        with torch.inference_mode():
-            model(ids, lengths)
+    def ours(network: DeepMoji) -> Callable[[], object]:
+        def run() -> None:
+            with torch.inference_mode():
+                network(ids, lengths)
 
-    seconds = best({"plain": reference, "ours": ours}, repeats * 10, clock)
-    show(f"one text of {ids.shape[1]} tokens", seconds["plain"], seconds["ours"], 2.0)
+        return run
+
+    sides = {"plain": reference, "fp32": ours(model), "bf16": ours(for_inference(model, bf16=True))}
+    seconds = best(sides, repeats * 10, clock)
+    for precision in ("fp32", "bf16"):
+        show(f"one text of {ids.shape[1]} tokens, {precision}", seconds["plain"], seconds[precision], 2.0)
 
 
 def gates(soft: DeepMoji, hard: DeepMoji, data: Examples, repeats: int, clock: Clock) -> None:

@@ -58,7 +58,7 @@ class Model:
     """A loaded model; `name` says which (a folder or a registry version), `labels` its classes in order."""
 
     def __init__(self, folder: "ModelFolder", name: str, device: str, precision: str, max_length: int | None) -> None:
-        from deepmoji.precision import choose_device, uses_bf16
+        from deepmoji.precision import choose_device, for_inference, uses_bf16
 
         self.name = name
         self.labels = folder.labels
@@ -67,8 +67,7 @@ class Model:
         self.metrics = folder.metrics
         self.max_length = int(max_length or folder.config.get("max_length") or DEFAULT_LENGTH)
         self._device = choose_device(device)
-        self._bf16 = uses_bf16(precision, self._device)
-        self._network = folder.model.to(self._device).eval()
+        self._network = for_inference(folder.model.to(self._device), uses_bf16(precision, self._device))
 
     @property
     def task(self) -> str:
@@ -172,7 +171,7 @@ class Model:
             places = (offsets[rows][:, None] + np.arange(width))[present]
             padded = np.zeros(present.shape, dtype=np.int64)
             padded[present] = ids[places]
-            with torch.inference_mode(), torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            with torch.inference_mode():
                 found, weights = network.features(
                     torch.from_numpy(padded).to(self._device), torch.from_numpy(lengths[rows])
                 )

@@ -25,7 +25,7 @@ from deepmoji.checkpoints import reason
 from deepmoji.errors import TrainingError, UsageError
 from deepmoji.model import LAYERS, DeepMoji
 from deepmoji.optimiser import RowAdam, clip_gradients
-from deepmoji.precision import autocast, choose_device, uses_bf16
+from deepmoji.precision import autocast, choose_device, for_inference, uses_bf16
 from deepmoji.progress import Meter, Progress, Report, load_progress, restore_moments, save_progress, weights_digest
 from deepmoji.tokens import Examples
 
@@ -342,7 +342,7 @@ def predict_logits(
     model: DeepMoji, examples: Examples, *, batch_size: int = 256, precision: str = "fp32", device: str = "auto"
 ) -> NDArray[np.float32]:
     """Logits (N, C) of all texts, in input order; batches are made by length."""
-    return _predict(model, examples, batch_size, precision, device, model.forward, model.output.out_features)
+    return _predict(model, examples, batch_size, precision, device, DeepMoji.forward, model.output.out_features)
 
 
 def predict_features(
@@ -350,8 +350,8 @@ def predict_features(
 ) -> NDArray[np.float32]:
     """Features (N, F) of all texts, in input order: what the output layer sees, without dropout."""
 
-    def features(ids: Tensor, lengths: Tensor) -> Tensor:
-        return model.features(ids, lengths)[0]
+    def features(network: DeepMoji, ids: Tensor, lengths: Tensor) -> Tensor:
+        return network.features(ids, lengths)[0]
 
     return _predict(model, examples, batch_size, precision, device, features, model.feature_size)
 
@@ -362,19 +362,18 @@ def _predict(
     batch_size: int,
     precision: str,
     device: str,
-    compute: Callable[[Tensor, Tensor], Tensor],
+    compute: Callable[[DeepMoji, Tensor, Tensor], Tensor],
     width: int,
 ) -> NDArray[np.float32]:
     where = choose_device(device)
-    bf16 = uses_bf16(precision, where)
     home, training = next(model.parameters()).device, model.training
     out = np.zeros((len(examples.offsets) - 1, width), dtype=np.float32)
-    model.to(where).eval()
+    network = for_inference(model.to(where), uses_bf16(precision, where))
     try:
-        with torch.inference_mode(), autocast(bf16, where):
+        with torch.inference_mode():
             for rows in data.by_length(examples, batch_size):
                 ids, lengths = data.gather_ids(examples, rows, model.embedding.num_embeddings)
-                out[rows] = compute(ids.to(where), lengths).float().cpu().numpy()
+                out[rows] = compute(network, ids.to(where), lengths).float().cpu().numpy()
     finally:
         model.to(home).train(training)
     return out
