@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test check lint ui environment clean
+.PHONY: run test check lint ui environment clean starter
 
 environment: $(READY)
 
@@ -34,3 +34,8 @@ ui: $(READY)  ## the MLflow UI on loopback
 
 clean:  ## remove results and state; data/ and the environment stay
 	rm -rf artifacts .state
+
+starter: $(READY)  ## train the starter model anew from real tweets, DATA=/folder; hours on two cores, resumable
+	$(BIN)/deepmoji preset starter $(if $(DATA),--data $(DATA))
+	$(BIN)/dvc repro pretrain
+	$(BIN)/deepmoji compress artifacts/pretrained deepmoji/data/starter --storage int8 --note presets/starter.md

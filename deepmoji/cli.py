@@ -337,11 +337,13 @@ def evaluate(given: Path | None, model: str | None, corpus: Path | None) -> None
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--storage", type=click.Choice(["fp32", "fp16", "int8"]), default="int8", show_default=True)
 @click.option("--words", type=click.IntRange(11), help="Keep only so many words, the most frequent.")
-def compress(folder: Path, out: Path, storage: str, words: int | None) -> None:
+@click.option("--note", type=click.Path(path_type=Path), help="A text file to add to the model card.")
+def compress(folder: Path, out: Path, storage: str, words: int | None, note: Path | None) -> None:
     """A smaller copy OUT of the model in FOLDER; `deepmoji evaluate` says what it costs."""
     from deepmoji import starter
 
-    click.echo(json.dumps(starter.compress(folder, out, storage=storage, words=words), sort_keys=True))
+    text = note.read_text(encoding="utf-8") if note is not None else ""
+    click.echo(json.dumps(starter.compress(folder, out, storage=storage, words=words, note=text), sort_keys=True))
 
 
 @cli.command("import-weights")

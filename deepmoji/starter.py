@@ -21,11 +21,11 @@ def starter_folder() -> Path:
     return folder
 
 
-def compress(folder: Path, out: Path, *, storage: str, words: int | None) -> dict[str, Any]:
+def compress(folder: Path, out: Path, *, storage: str, words: int | None, note: str = "") -> dict[str, Any]:
     """Write a smaller copy of a model folder to `out`; returns its size in bytes and its number of words.
 
     storage: fp32, fp16 or int8. words: keep only so many of the vocabulary, its most frequent; the others become the
-    unknown word. UsageError: options out of range.
+    unknown word. `note` is added to the model card. UsageError: options out of range.
     """
     from deepmoji.checkpoints import load_model, save_model
     from deepmoji.model import DeepMoji
@@ -39,7 +39,8 @@ def compress(folder: Path, out: Path, *, storage: str, words: int | None) -> dic
         model = DeepMoji(**(model.config | {"vocabulary_size": words}))
         model.load_state_dict(state)
     extra = {key: value for key, value in source.config.items() if key not in model.config and key != "format"}
-    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8")
+    card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8").rstrip() + "\n\n" + note
+    card += f"\nThis copy: {len(vocabulary):,} words, weights stored as {storage}, computed in fp32.\n"
     save_model(
         out, model, vocabulary, source.labels, metrics=source.metrics, card=card, extra=extra, storage=storage
     )  # fmt: skip
