@@ -100,7 +100,7 @@ def ingest(
     stand in `ingest-rejects.jsonl` beside `out`.
     """
     options = Options(drop_retweets, drop_urls, drop_mentions_only, english_share, min_words, max_characters)
-    label_table(labels.names)  # refuse an unusable label set before the work begins
+    label_table(labels)  # refuse an unusable label set before the work begins
     _check_numbers(rows=rows, eval_per_label=eval_per_label, workers=workers, shard_rows=shard_rows)
     started = time.monotonic()
     with ExitStack() as stack:
@@ -108,7 +108,7 @@ def ingest(
         files = list_files(source)
         plan = {
             "files": [_fingerprint(path, source) for path in files],
-            "labels": list(labels.names),
+            "labels": [list(labels.names), [list(forms) for forms in labels.forms]],
             "options": asdict(options),
             "merge": [rows, max_copies, drop_near_duplicates, eval_per_label, seed, shard_rows],
             "code": sources_digest(
@@ -126,7 +126,7 @@ def ingest(
 
         partitions = max(1, -(-total // PARTITION_ROWS))
         clean = partial(
-            _clean, folder=folder, labels=labels.names, options=options, sample=(rows, total), partitions=partitions
+            _clean, folder=folder, labels=labels, options=options, sample=(rows, total), partitions=partitions
         )
         shards = list(_shards(counted))
         cleaned = list(log_progress("shards cleaned", map_over(clean, shards), len(shards)))
@@ -264,7 +264,7 @@ def _clean(
     shard: dict[str, Any],
     *,
     folder: Path,
-    labels: Sequence[str],
+    labels: LabelSet,
     options: Options,
     sample: tuple[int | None, int],
     partitions: int,

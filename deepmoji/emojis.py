@@ -39,9 +39,18 @@ _ESCAPE = re.compile(r"\\u([0-9a-fA-F]{4})|\\U([0-9a-fA-F]{8})")
 
 @dataclass(frozen=True)
 class LabelSet:
-    """What the model predicts: emojis, emoticons or class names; the place of a name is its label id."""
+    """What the model predicts: emojis, emoticons or class names; the place of a name is its label id.
+
+    `spellings` says what stands for each label in a text, by default the label's own name.
+    """
 
     names: tuple[str, ...]
+    spellings: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def forms(self) -> tuple[tuple[str, ...], ...]:
+        """For each label, everything that stands for it in a text."""
+        return self.spellings or tuple((name,) for name in self.names)
 
     def __post_init__(self) -> None:
         twice = [name for name, copies in groupby(sorted(self.names)) if len(list(copies)) > 1]
@@ -54,7 +63,8 @@ def load_labels(name_or_path: str | Path) -> LabelSet:
     r"""Read a label set: one that ships with the package (`emojis64`, `emojis20`, `emoticons2`) or a file.
 
     .txt, .csv and .tsv hold one label a line, in order of their ids, alone or in the first column (in the second if the
-    first counts 0, 1, 2, ...); emojis may be spelled as \U0001f602. .json holds a list, or an object {label: id}.
+    first counts 0, 1, 2, ...); emojis may be spelled as \U0001f602. .json holds a list, an object {label: id}, or an
+    object {label: [spelling, ...]} where several emojis or emoticons stand for one label.
     UsageError for an unknown name and for a file that holds no label set.
     """
     shipped = {item.name.removesuffix(".txt"): item for item in _shipped()}
@@ -67,7 +77,10 @@ def load_labels(name_or_path: str | Path) -> LabelSet:
         )
     try:
         text = path.read_text("utf-8-sig")
-        names = _read_json(json.loads(text)) if path.suffix == ".json" else _read_lines(text)
+        content = json.loads(text) if path.suffix == ".json" else _read_lines(text)
+        if isinstance(content, dict) and any(isinstance(value, list) for value in content.values()):
+            return _read_spellings(content)
+        names = _read_json(content)
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is no label set ({error}): give one label a line, or a JSON list.") from error
     return LabelSet(tuple(map(normalize, names)))
@@ -145,6 +158,15 @@ def _read_lines(text: str) -> list[str]:
 
 def _unescape(name: str) -> str:
     return _ESCAPE.sub(lambda found: chr(int(found[1] or found[2], 16)), name)
+
+
+def _read_spellings(content: dict[str, object]) -> LabelSet:
+    forms = []
+    for name, spellings in content.items():
+        if not isinstance(spellings, list) or not spellings or not all(isinstance(one, str) for one in spellings):
+            raise ValueError(f"the spellings of {name!r} are no list of texts")
+        forms.append(tuple(map(normalize, spellings)))
+    return LabelSet(tuple(content), tuple(forms))
 
 
 def _read_json(content: object) -> list[str]:

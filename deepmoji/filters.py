@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from deepmoji.emojis import split_emojis, split_emojis_column
+from deepmoji.emojis import LabelSet, split_emojis, split_emojis_column
 from deepmoji.english import ENGLISH
 from deepmoji.errors import UsageError
 
@@ -91,14 +91,14 @@ class _Rows:
         return ~hit
 
 
-def label_table(names: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
-    """Label ids by emoji, and by written label (an emoticon like ":)") for the names that hold no emoji.
+def label_table(labels: LabelSet) -> tuple[dict[str, int], dict[str, int]]:
+    """Label ids by emoji, and by written label (an emoticon like ":)") for the spellings that hold no emoji.
 
-    UsageError for a name that is neither one emoji nor one word, or that comes twice.
+    UsageError for a spelling that is neither one emoji nor one word, or that comes twice.
     """
     emojis: dict[str, int] = {}
     written: dict[str, int] = {}
-    for label, name in enumerate(names):
+    for label, name in ((label, name) for label, forms in enumerate(labels.forms) for name in forms):
         rest, found = split_emojis(name)
         rest = re.sub("[\ufe0e\ufe0f\u200d]", "", rest).strip()
         table, key = (emojis, found[0]) if len(found) == 1 and not rest else (written, name)
@@ -108,7 +108,7 @@ def label_table(names: Sequence[str]) -> tuple[dict[str, int], dict[str, int]]:
     return emojis, written
 
 
-def clean_shard(texts: pa.Array, labels: Sequence[str], options: Options, sampled: Flags | None = None) -> Cleaned:
+def clean_shard(texts: pa.Array, labels: LabelSet, options: Options, sampled: Flags | None = None) -> Cleaned:
     """Apply every rule that looks at one row, to a shard of raw texts (a string array without nulls)."""
     rows = _Rows(len(texts))
     if sampled is not None:
@@ -168,9 +168,10 @@ def tidy(texts: pa.Array) -> pa.Array:
     return pc.utf8_trim_whitespace(texts)
 
 
-def _take_labels(texts: pa.Array, names: Sequence[str]) -> tuple[pa.Array, pa.Array]:
+def _take_labels(texts: pa.Array, labels: LabelSet) -> tuple[pa.Array, pa.Array]:
     """Texts without emojis (and written labels), and each row's distinct label ids, ascending."""
-    emojis, written = label_table(names)
+    emojis, written = label_table(labels)
+    classes = len(labels.names)
     rows: list[Ints] = []
     values: list[Ints] = []
     hit = np.ones(len(texts), np.bool_)
@@ -188,12 +189,12 @@ def _take_labels(texts: pa.Array, names: Sequence[str]) -> tuple[pa.Array, pa.Ar
         values.append(written_values)
     row = np.concatenate([*rows, np.zeros(0, np.int64)])
     value = np.concatenate([*values, np.zeros(0, np.int64)])
-    pairs = np.unique(row[value >= 0] * len(names) + value[value >= 0])
-    offsets = np.searchsorted(pairs, np.arange(len(texts) + 1) * len(names))
-    labels = pa.ListArray.from_arrays(
-        pa.array(offsets, pa.int32()), pa.array((pairs % len(names)).astype(np.int32), pa.int32())
+    pairs = np.unique(row[value >= 0] * classes + value[value >= 0])
+    offsets = np.searchsorted(pairs, np.arange(len(texts) + 1) * classes)
+    lists = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), pa.array((pairs % classes).astype(np.int32), pa.int32())
     )
-    return texts, labels
+    return texts, lists
 
 
 def _look_up(values: pa.Array, table: Mapping[str, int]) -> Ints:

@@ -99,6 +99,7 @@ def test_label_files(tmp_path: Path, name: str, content: str) -> None:
         ("a.json", '{"a": "0", "b": 1}', "no label set"),
         ("a.json", '["a", 1]', "neither"),
         ("a.json", '["a"', "no label set"),
+        ("a.json", '{"a": [":)"], "b": []}', "spellings of 'b'"),
         ("a.bin", b"\xff\xfe\x00", "no label set"),
     ],
 )
@@ -106,6 +107,12 @@ def test_unusable_label_files_are_refused(tmp_path: Path, name: str, content: st
     (tmp_path / name).write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UsageError, match=message):
         load_labels(tmp_path / name)
+
+
+def test_a_label_may_be_spelled_in_several_ways(tmp_path: Path) -> None:
+    (tmp_path / "moods.json").write_text(json.dumps({"good": [":)", "❤️"], "bad": [":("]}))
+    assert load_labels(tmp_path / "moods.json") == LabelSet(("good", "bad"), ((":)", "❤"), (":(",)))
+    assert LabelSet(("a", "b")).forms == (("a",), ("b",))
 
 
 def test_unknown_set_names_the_known_ones() -> None:
