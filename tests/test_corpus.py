@@ -94,8 +94,8 @@ def test_each_rule_takes_its_row_and_can_be_switched(rule: str, bad: str, good: 
 
 
 def test_emoticons_and_signs_are_labels_too() -> None:
-    labels = (":)", ":(", "♡", "😂")
     labels = LabelSet((":)", ":(", "♡", "😂"))
+    rows, _ = clean("fine :) x", "x:)y", "so♡sweet :(", "both :( 😂", "twice ♡ ♡", labels=labels)
     assert [(text.split(), found) for text, found in rows] == [
         (["fine", "x"], [0]),
         (["so", "sweet"], [1, 2]),
