@@ -92,7 +92,7 @@ def sample(given: Path | None, out: Path | None) -> None:
 @click.option("--data", type=click.Path(path_type=Path), envvar="DEEPMOJI_DATA", help="Folder with the real data.")
 @click.pass_obj
 def preset(given: Path | None, name: str, data: Path | None) -> None:
-    """Make NAME (sample, laptop, paper) the project's params.yaml."""
+    """Make NAME (sample, laptop, starter, paper) the project's params.yaml."""
     from deepmoji.config import use_preset
 
     params = use_preset(_root(given), name, data if name != "sample" else None)
