@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -24,13 +23,13 @@ from prefect.tasks import exponential_backoff
 
 from deepmoji.cli import TEMPORARY
 from deepmoji.errors import DeepMojiError
+from flows.environment import project_of
+from flows.lock import held, one_run, stage_lock
 from flows.release import release
 
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
 # The longest a stage may take before it is ended: pretraining may run for days, nothing may hang for ever.
 STAGE_LIMIT_SECONDS = 14 * 24 * 3600
-# How long a run waits for another one before it gives up.
-LOCK_SECONDS = 60.0
 
 
 class StageFailed(DeepMojiError):
@@ -82,16 +81,20 @@ def reproduce(root: Path, stage: str) -> tuple[int, int]:
     ran = unchanged = 0
     tail: deque[str] = deque(maxlen=40)
     # A session of its own, so that ending the task ends the stage and everything it started.
-    with subprocess.Popen(
-        ["dvc", "repro", "--single-item", stage],
-        cwd=root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
+    with (
+        held(stage_lock(root), "A stage of a run that was killed") as lock,
+        subprocess.Popen(
+            ["dvc", "repro", "--single-item", stage],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            pass_fds=[lock],
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -144,18 +147,25 @@ def stage_numbers(root: Path, stage: str) -> dict[str, float]:
     return numbers
 
 
-@flow(name="pipeline", flow_run_name="pipeline-{preset}", retries=0)
-def pipeline(root: str, preset: str, promote: bool = True) -> list[StageResult]:
-    """Every stage in order, then the release gate."""
-    project = Path(root)
-    (project / ".state").mkdir(exist_ok=True)
-    try:
-        with FileLock(project / ".state" / "pipeline.lock", timeout=LOCK_SECONDS):
-            results = [run_stage(project, stage) for stage in STAGES]
-            if promote:
-                release(root)
-            return results
-    except Timeout:
-        raise DeepMojiError(
-            f"Another run holds {project / '.state' / 'pipeline.lock'}: wait until it is done, then run again."
-        ) from None
+def run_name() -> str:
+    """pipeline-<preset>, or pipeline-deployed where a deployment leaves the preset to params.yaml."""
+    return f"pipeline-{flow_run.get_parameters().get('preset') or 'deployed'}"
+
+
+@flow(name="pipeline", flow_run_name=run_name, retries=0)
+def pipeline(root: str | None = None, preset: str | None = None, promote: bool = True) -> list[StageResult]:
+    """Every stage in order, then the release gate. Without `root`, of the project that the worker stands in."""
+    project = project_of(root)
+    with one_run(project):
+        results = [run_stage(project, stage) for stage in STAGES]
+        if promote:
+            release(str(project))
+        return results
+
+
+@flow(name="benchmark", flow_run_name="benchmark", retries=0)
+def benchmark(root: str | None = None) -> list[StageResult]:
+    """Fine-tunes and baselines side by side on the pretrained model that is there; nothing is released."""
+    project = project_of(root)
+    with one_run(project):
+        return [run_stage(project, stage) for stage in ("finetune", "benchmark")]

@@ -8,17 +8,18 @@ from prefect.artifacts import create_markdown_artifact
 
 from deepmoji import registry, stages
 from deepmoji.errors import InputError, RegistryError
+from flows.environment import project_of
 
 
 @flow(name="release", flow_run_name="release", retries=0)
-def release(root: str, approval: bool = False) -> int:
+def release(root: str | None = None, approval: bool = False) -> int:
     """Register artifacts/pretrained as a challenger and make it the champion if it passes mlflow/promotion.yaml.
 
     Returns the champion's version. A model that is registered already is not registered again. Raises
     RegistryError naming the numbers that fell short.
     """
     logger = get_run_logger()
-    project = Path(root)
+    project = project_of(root)
     gates = registry.load_gates(project / "mlflow" / "promotion.yaml")
     folder = project / "artifacts" / "pretrained"
     tags = challenger_tags(project)
