@@ -61,6 +61,22 @@ def release(root: Path, approve: bool) -> None:
 
 
 @cli.command()
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--promote/--no-promote", default=True, show_default=True, help="End a retraining with the release gate.")
+@click.pass_obj
+def refresh(root: Path, new: Path, promote: bool) -> None:
+    """Compare the tweets of NEW (a file or folder) with the corpus, take them in, retrain if they differ too much."""
+    from flows.refresh import refresh as refresh_flow
+
+    with asking_prefect():
+        results = refresh_flow(str(new.resolve()), str(root), promote)
+    report = root / "artifacts" / "drift" / "validation.html"
+    click.echo(
+        f"Taken in, {'and trained anew' if results else 'and little has changed'}; the comparison is in {report}"
+    )
+
+
+@cli.command()
 @click.argument("stage", type=click.Choice(["ingest", "tokenize"]))
 @click.option(
     "--runner",
@@ -114,7 +130,9 @@ def trigger(root: Path, name: str, given: tuple[str, ...], queue: str | None) ->
     from flows.deployments import trigger as trigger_there
 
     with asking_prefect():
-        place = trigger_there(root, name, {n: yaml.safe_load(v) for n, _, v in (t.partition("=") for t in given)}, queue)
+        place = trigger_there(
+            root, name, {n: yaml.safe_load(v) for n, _, v in (t.partition("=") for t in given)}, queue
+        )
     click.echo(f"Watch it at {place}")
 
 

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -33,7 +34,7 @@ def read(root: Path) -> dict[str, Any]:
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         raise UsageError(
-            f"{path} does not describe work pools with queues and deployments with a work pool ({reason:.200}): mend it."
+            f"{path} does not describe work pools with queues, and deployments with a pool ({reason:.200}): mend it."
         ) from None
     if unknown := sorted(set(named.values()) - set(pools)):
         raise UsageError(f"{path} sends runs to {unknown[0]}, which it does not describe: add it below work_pools.")
@@ -75,10 +76,8 @@ def make_pools(root: Path) -> list[str]:
 
 
 def _make_queue(client: SyncPrefectClient, pool: str, queue: str, options: Mapping[str, Any]) -> None:
-    try:
+    with suppress(ObjectAlreadyExists):
         client.create_work_queue(queue, work_pool_name=pool)
-    except ObjectAlreadyExists:
-        pass
     found = client.read_work_queue_by_name(queue, work_pool_name=pool)
     client.update_work_queue(
         found.id, concurrency_limit=options.get("concurrency_limit"), description=options.get("description", "")

@@ -25,6 +25,7 @@ from deepmoji.cli import TEMPORARY
 from deepmoji.errors import DeepMojiError
 from flows.environment import project_of
 from flows.lock import held, one_run, stage_lock
+from flows.notify import tell
 from flows.release import release
 
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
@@ -152,7 +153,7 @@ def run_name() -> str:
     return f"pipeline-{flow_run.get_parameters().get('preset') or 'deployed'}"
 
 
-@flow(name="pipeline", flow_run_name=run_name, retries=0)
+@flow(name="pipeline", flow_run_name=run_name, retries=0, on_failure=[tell], on_crashed=[tell])
 def pipeline(root: str | None = None, preset: str | None = None, promote: bool = True) -> list[StageResult]:
     """Every stage in order, then the release gate. Without `root`, of the project that the worker stands in."""
     project = project_of(root)
@@ -163,7 +164,7 @@ def pipeline(root: str | None = None, preset: str | None = None, promote: bool =
         return results
 
 
-@flow(name="benchmark", flow_run_name="benchmark", retries=0)
+@flow(name="benchmark", flow_run_name="benchmark", retries=0, on_failure=[tell], on_crashed=[tell])
 def benchmark(root: str | None = None) -> list[StageResult]:
     """Fine-tunes and baselines side by side on the pretrained model that is there; nothing is released."""
     project = project_of(root)

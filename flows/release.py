@@ -9,9 +9,10 @@ from prefect.artifacts import create_markdown_artifact
 from deepmoji import registry, stages
 from deepmoji.errors import InputError, RegistryError
 from flows.environment import project_of
+from flows.notify import tell
 
 
-@flow(name="release", flow_run_name="release", retries=0)
+@flow(name="release", flow_run_name="release", retries=0, on_failure=[tell], on_crashed=[tell])
 def release(root: str | None = None, approval: bool = False) -> int:
     """Register artifacts/pretrained as a challenger and make it the champion if it passes mlflow/promotion.yaml.
 
@@ -32,7 +33,7 @@ def release(root: str | None = None, approval: bool = False) -> int:
         return version
     if approval:
         logger.info(f"deepmoji version {version} waits for approval: resume this flow run to promote it")
-        pause_flow_run(timeout=24 * 3600)
+        pause_flow_run(timeout=24 * 3600, poll_interval=5)
     try:
         registry.promote(
             project, version, gates, evaluate=lambda folder: registry.evaluate(folder, project / "artifacts" / "corpus")

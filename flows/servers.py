@@ -17,6 +17,7 @@ import urllib.request
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import click
 import psutil
@@ -31,6 +32,7 @@ POOL = "deepmoji"
 READY_SECONDS = 180.0  # a machine under load starts them slowly
 GRACE_SECONDS = 15.0  # how long each may take to end by itself
 POLL_SECONDS = 0.3
+MARK = "DEEPMOJI_UP"  # in the environment of everything that one `up` starts
 
 Processes = dict[str, subprocess.Popen[bytes]]
 
@@ -52,17 +54,20 @@ def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, lambda *_: stop.set())
         processes: Processes = {}
+        mark = uuid4().hex
         try:
-            if _start_all(root, prefect_port, mlflow_port, processes, stop):
+            if _start_all(root, prefect_port, mlflow_port, processes, stop, mark):
                 click.echo("Ready; `make deploy` registers what is scheduled, Ctrl-C ends it all.")
                 while not stop.wait(POLL_SECONDS):
                     _all_alive(processes, root)
         finally:
             addresses(root).unlink(missing_ok=True)
-            end(processes)
+            end(processes, mark)
 
 
-def _start_all(root: Path, prefect_port: int, mlflow_port: int, processes: Processes, stop: threading.Event) -> bool:
+def _start_all(
+    root: Path, prefect_port: int, mlflow_port: int, processes: Processes, stop: threading.Event, mark: str
+) -> bool:
     """Start servers, wait until they answer, then the worker; False if it was stopped meanwhile."""
     prefect, mlflow = (f"http://{HOST}:{port}" for port in (prefect_port, mlflow_port))
     variables = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
@@ -72,10 +77,20 @@ def _start_all(root: Path, prefect_port: int, mlflow_port: int, processes: Proce
     processes["MLflow server"] = _start(
         root, "mlflow", *python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1",
         "--backend-store-uri", uri, "--default-artifact-root", str(artifacts), "--no-serve-artifacts",
-        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # a dozen processes for jobs that nobody here submits
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **{MARK: mark},  # else a dozen idle processes
     )  # fmt: skip
     processes["Prefect server"] = _start(
-        root, "prefect", *python, "prefect", "server", "start", "--host", HOST, "--port", str(prefect_port)
+        root,
+        "prefect",
+        *python,
+        "prefect",
+        "server",
+        "start",
+        "--host",
+        HOST,
+        "--port",
+        str(prefect_port),
+        **{MARK: mark},
     )
 
     def wait(ready: Callable[[], bool]) -> bool:
@@ -97,7 +112,18 @@ def _start_all(root: Path, prefect_port: int, mlflow_port: int, processes: Proce
 
     make_pools(root)
     processes["worker"] = _start(
-        root, "worker", *python, "prefect", "worker", "start", "--type", "process", "--pool", POOL, **variables
+        root,
+        "worker",
+        *python,
+        "prefect",
+        "worker",
+        "start",
+        "--type",
+        "process",
+        "--pool",
+        POOL,
+        **variables,
+        **{MARK: mark},
     )
     if not wait(lambda: _worker_is_online(variables["PREFECT_API_URL"])):
         return False
@@ -167,29 +193,31 @@ def _all_alive(processes: Mapping[str, subprocess.Popen[bytes]], root: Path) -> 
             )
 
 
-def end(processes: Processes) -> None:
-    """End what was started last first, each with everything it started, by SIGTERM and after a grace by SIGKILL."""
+def end(processes: Processes, mark: str) -> None:
+    """End what was started last first, by SIGTERM; then all that is left of what they started, at last by SIGKILL.
+
+    Whoever starts a process hands its environment on, so the mark finds those whose parents are gone already.
+    """
     for process in reversed(processes.values()):
-        family = _family(process.pid)
-        with suppress(ProcessLookupError):
-            process.terminate()
+        process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
-        family |= _family(process.pid)
-        for one in family:
-            with suppress(psutil.NoSuchProcess):
-                one.terminate()
-        _, alive = psutil.wait_procs(family, timeout=GRACE_SECONDS / 3)
-        for one in alive:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
+    left = _marked(mark)
+    for one in left:
+        with suppress(psutil.NoSuchProcess):
+            one.terminate()
+    psutil.wait_procs(left, timeout=GRACE_SECONDS)
+    for one in _marked(mark):
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    for process in processes.values():
         process.wait(GRACE_SECONDS)
 
 
-def _family(pid: int) -> set[psutil.Process]:
-    """A process and all below it, whatever session they are in."""
-    try:
-        head = psutil.Process(pid)
-        return {head, *head.children(recursive=True)}
-    except psutil.NoSuchProcess:
-        return set()
+def _marked(mark: str) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # of another user, or gone meanwhile
+            if process.environ().get(MARK) == mark:
+                found.append(process)
+    return found
