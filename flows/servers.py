@@ -73,25 +73,16 @@ def _start_all(
     variables = {"PREFECT_API_URL": f"{prefect}/api", "MLFLOW_TRACKING_URI": mlflow}
     uri = tracking.prepare(root)
     artifacts = root / ".state" / "mlflow" / "artifacts"
-    python = (sys.executable, "-m")
-    processes["MLflow server"] = _start(
-        root, "mlflow", *python, "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1",
+
+    def start(name: str, *command: str, **variables: str) -> None:
+        processes[name] = _start(root, name, *command, **variables, **{MARK: f"{mark} {name}"})
+
+    start(
+        "mlflow", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1",
         "--backend-store-uri", uri, "--default-artifact-root", str(artifacts), "--no-serve-artifacts",
-        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", **{MARK: mark},  # else a dozen idle processes
+        MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false",  # else a dozen processes for jobs that nobody here submits
     )  # fmt: skip
-    processes["Prefect server"] = _start(
-        root,
-        "prefect",
-        *python,
-        "prefect",
-        "server",
-        "start",
-        "--host",
-        HOST,
-        "--port",
-        str(prefect_port),
-        **{MARK: mark},
-    )
+    start("prefect", "prefect", "server", "start", "--host", HOST, "--port", str(prefect_port))
 
     def wait(ready: Callable[[], bool]) -> bool:
         until = time.monotonic() + READY_SECONDS
@@ -99,7 +90,7 @@ def _start_all(
             _all_alive(processes, root)
             if time.monotonic() > until:
                 raise ServiceError(
-                    f"{' and '.join(processes)} did not answer within {READY_SECONDS:.0f} s: see {_logs(root)}."
+                    f"Not all of {', '.join(processes)} answered within {READY_SECONDS:.0f} s: see the logs in {_logs(root)}."
                 )
             if stop.wait(POLL_SECONDS):
                 return False
@@ -111,20 +102,7 @@ def _start_all(
     from flows.deployments import make_pools  # reads PREFECT_API_URL when Prefect loads
 
     make_pools(root)
-    processes["worker"] = _start(
-        root,
-        "worker",
-        *python,
-        "prefect",
-        "worker",
-        "start",
-        "--type",
-        "process",
-        "--pool",
-        POOL,
-        **variables,
-        **{MARK: mark},
-    )
+    start("worker", "prefect", "worker", "start", "--type", "process", "--pool", POOL, **variables)
     if not wait(lambda: _worker_is_online(variables["PREFECT_API_URL"])):
         return False
     beside = addresses(root).with_suffix(".tmp")
@@ -143,7 +121,7 @@ def _start(root: Path, name: str, *command: str, **variables: str) -> subprocess
     _logs(root).mkdir(parents=True, exist_ok=True)
     with (_logs(root) / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
-            command,
+            [sys.executable, "-m", *command],
             cwd=root,
             env=os.environ | variables,
             stdin=subprocess.DEVNULL,
@@ -188,29 +166,29 @@ def _all_alive(processes: Mapping[str, subprocess.Popen[bytes]], root: Path) -> 
     for name, process in processes.items():
         if process.poll() is not None:
             raise ServiceError(
-                f"The {name} ended with exit code {process.returncode}, so everything was ended: see its log in "
-                f"{_logs(root)}."
+                f"The {name} process ended with exit code {process.returncode}, and everything with it: see "
+                f"{_logs(root) / f'{name}.log'}."
             )
 
 
 def end(processes: Processes, mark: str) -> None:
-    """End what was started last first, by SIGTERM; then all that is left of what they started, at last by SIGKILL.
+    """End what was started last first, each with all that it started, by SIGTERM and after a grace by SIGKILL.
 
-    Whoever starts a process hands its environment on, so the mark finds those whose parents are gone already.
+    Whoever starts a process hands its environment on, so the mark finds those whose parents are gone already: runs
+    of a worker that was killed, say, which can still report to the server.
     """
-    for process in reversed(processes.values()):
+    for name, process in reversed(processes.items()):
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
-    left = _marked(mark)
-    for one in left:
-        with suppress(psutil.NoSuchProcess):
-            one.terminate()
-    psutil.wait_procs(left, timeout=GRACE_SECONDS)
-    for one in _marked(mark):
-        with suppress(psutil.NoSuchProcess):
-            one.kill()
-    for process in processes.values():
+        left = _marked(f"{mark} {name}")
+        for one in left:
+            with suppress(psutil.NoSuchProcess):
+                one.terminate()
+        psutil.wait_procs(left, timeout=GRACE_SECONDS)
+        for one in _marked(f"{mark} {name}"):
+            with suppress(psutil.NoSuchProcess):
+                one.kill()
         process.wait(GRACE_SECONDS)
 
 

@@ -3,18 +3,21 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from filelock import FileLock
 from prefect import flow
+from prefect.settings import PREFECT_API_URL
 from prefect.testing.utilities import prefect_test_harness
 
 from deepmoji.cli import TEMPORARY
 from deepmoji.errors import DeepMojiError
-from flows.environment import environment
-from flows.pipeline import StageFailed, StageResult, run_stage
+from flows import lock
+from flows.environment import addresses, environment, running, up_lock
+from flows.pipeline import STAGES, StageFailed, StageResult, pipeline, run_stage
+from tests import mini
 
 # Fails until it was called often enough; `tries` counts the calls.
 STAGE = """\
@@ -80,13 +83,53 @@ def test_what_the_run_cache_knows_counts_as_up_to_date(project: Path) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_a_second_run_is_refused_while_one_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import pipeline
-
-    (project / ".state").mkdir()
-    monkeypatch.setattr(pipeline, "LOCK_SECONDS", 0.1)
-    with FileLock(project / ".state" / "pipeline.lock"), pytest.raises(DeepMojiError, match="Another run"):
-        pipeline.pipeline(str(project), "sample")
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
+    with lock.one_run(project), pytest.raises(DeepMojiError, match="Another run"):
+        pipeline(str(project), "sample")
     assert not (project / "tries").exists()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run_that_was_killed_keeps_no_other_from_completing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stage goes on without it. A run that comes at once is refused with a sentence, one that waits completes."""
+    root = mini.write_mini_project(tmp_path)
+    monkeypatch.setenv("PATH", mini.surroundings(root)["PATH"])
+    before = (root / "dvc.yaml").read_text()
+    slow = "touch started; for i in 1 2 3 4 5 6; do sleep 1; echo tick; done; echo slow >> ran.txt"
+    (root / "dvc.yaml").write_text(before.replace("echo ingest >> ran.txt", slow))
+    command = [*mini.FLOWS, "pipeline", "--no-promote"]
+    environment = mini.surroundings(root) | {"PREFECT_API_URL": PREFECT_API_URL.value() or ""}
+    with subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        until = time.monotonic() + 90
+        while not (root / "started").exists():
+            assert run.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        run.kill()
+    (root / "dvc.yaml").write_text(before)
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
+    with pytest.raises(DeepMojiError, match="A stage of a run that was killed"):
+        pipeline(str(root), "sample", promote=False)
+    assert not (root / "ran.txt").exists()
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 60.0)
+    assert [result.stage for result in pipeline(str(root), "sample", promote=False)] == list(STAGES)
+    assert (root / "ran.txt").read_text().split()[-len(STAGES) :] == list(STAGES)
+
+
+def test_a_lock_is_free_once_its_holder_and_the_child_that_got_it_are_gone(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with lock.held(path, "This test") as descriptor:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[descriptor])
+    try:
+        with pytest.raises(DeepMojiError, match="Somebody holds") as caught, lock.held(path, "Somebody", 0):
+            pass
+        assert str(path) in str(caught.value)
+    finally:
+        child.kill()
+        child.wait()
+    with lock.held(path, "Somebody", 0):
+        pass
 
 
 def test_surroundings_stay_inside_the_project(tmp_path: Path) -> None:
@@ -94,3 +137,12 @@ def test_surroundings_stay_inside_the_project(tmp_path: Path) -> None:
     assert variables["PREFECT_HOME"].startswith(str(tmp_path))
     assert variables["DO_NOT_TRACK"] == "1"
     assert variables["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+def test_servers_are_used_while_they_run_and_not_what_a_killed_one_left(tmp_path: Path) -> None:
+    assert running(tmp_path) == {}
+    (tmp_path / ".state").mkdir()
+    addresses(tmp_path).write_text('{"PREFECT_API_URL": "http://127.0.0.1:4200/api"}')
+    assert running(tmp_path) == {}
+    with lock.held(up_lock(tmp_path), "This test"):
+        assert running(tmp_path) == {"PREFECT_API_URL": "http://127.0.0.1:4200/api"}

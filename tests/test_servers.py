@@ -139,12 +139,27 @@ def test_deployments_are_those_of_the_file_however_often_it_is_done(up: Up) -> N
     assert queues == {"default": None, "gpu": 1}
 
 
+def test_a_deployment_may_go_to_containers(up: Up) -> None:
+    """No engine is here, so it is registered only."""
+    path = up.root / "prefect.yaml"
+    before = path.read_text()
+    path.write_text(re.sub(r"(?s)(- name: benchmark.*?work_pool: )\*here", r"\1*container", before))
+    done = mini.run(up.root, *mini.FLOWS, "deploy", MLFLOW_TRACKING_URI=up.mlflow)
+    path.write_text(before)
+    assert done.returncode == 0, done.stderr
+    there = up.ask("deployments/name/benchmark/benchmark")
+    assert there["work_pool_name"] == "deepmoji-docker"
+    assert there["job_variables"]["volumes"] == [f"{up.root}:/project"]
+    assert there["job_variables"]["env"] == {"DEEPMOJI_PROJECT": "/project", "MLFLOW_TRACKING_URI": up.mlflow}
+    assert up.ask("work_pools/deepmoji-docker")["type"] == "docker"
+
+
 def test_a_scheduled_run_completes_and_leaves_a_champion(up: Up) -> None:
     path = up.root / "prefect.yaml"
     before = path.read_text()
     content = yaml.safe_load(before)
     content["deployments"] = [entry for entry in content["deployments"] if entry["name"] == "pipeline"]
-    content["deployments"][0]["schedules"] = [{"interval": 5}]
+    content["deployments"][0]["schedules"] = [{"interval": 20}]
     path.write_text(yaml.safe_dump(content))
     assert mini.run(up.root, *mini.FLOWS, "deploy").returncode == 0
     done = wait_for(lambda: up.run_in_state("pipeline", "COMPLETED", "FAILED", "CRASHED"))
@@ -223,7 +238,7 @@ def test_the_end_of_one_is_the_end_of_all(up: Up) -> None:
     worker.kill()
     output, _ = up.process.communicate(timeout=90)
     assert up.process.returncode == 1
-    assert "The worker ended" in output
+    assert "The worker process ended" in output
     _, alive = psutil.wait_procs(family, timeout=5)
     assert alive == []
     assert not (up.root / ".state" / "servers.json").exists()
