@@ -90,7 +90,7 @@ def _start_all(
             _all_alive(processes, root)
             if time.monotonic() > until:
                 raise ServiceError(
-                    f"Not all of {', '.join(processes)} answered within {READY_SECONDS:.0f} s: see the logs in {_logs(root)}."
+                    f"Not all of {', '.join(processes)} answered within {READY_SECONDS:.0f} s: see {_logs(root)}."
                 )
             if stop.wait(POLL_SECONDS):
                 return False

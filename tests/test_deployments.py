@@ -10,7 +10,7 @@ import prefect
 import pytest
 import yaml
 from prefect.client.schemas.schedules import CronSchedule
-from prefect.flows import load_flow_from_entrypoint
+from prefect.flows import Flow, load_flow_from_entrypoint
 
 from deepmoji.errors import UsageError
 from flows import deployments, servers
@@ -46,7 +46,7 @@ def test_there_is_what_a_team_needs(content: dict[str, Any]) -> None:
 
 def test_entrypoints_are_flows_of_that_name_that_take_the_parameters(content: dict[str, Any]) -> None:
     for entry in content["deployments"]:
-        flow = load_flow_from_entrypoint(entry["entrypoint"])
+        flow: Flow[..., Any] = load_flow_from_entrypoint(entry["entrypoint"])
         assert flow.name == entry["name"]
         parameters = inspect.signature(flow.fn).parameters
         assert set(entry.get("parameters", {})) <= set(parameters)

@@ -13,6 +13,7 @@ from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
+from pydantic import SecretStr
 
 from deepmoji.errors import DeepMojiError, InputError, RegistryError, UsageError
 from flows.notify import VARIABLE, tell
@@ -136,7 +137,8 @@ def webhook() -> Iterator[tuple[str, Messages]]:
 
 
 def name_block(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
-    block = CustomWebhookNotificationBlock(name="ops", url=url, json_data={"title": "{{subject}}", "text": "{{body}}"})
+    message = {"title": "{{subject}}", "text": "{{body}}"}
+    block = CustomWebhookNotificationBlock(name="ops", url=url, json_data=message, headers=None, cookies=None)
     block.save("ops", overwrite=True)
     monkeypatch.setenv(VARIABLE, "custom-webhook/ops")
 
@@ -185,7 +187,7 @@ def test_a_notification_that_fails_is_a_line_in_the_log(
     if how == "nobody listens":
         name_block(monkeypatch, "http://127.0.0.1:9/secret-path")
     elif how == "no notification":
-        Secret(value="x").save("ops", overwrite=True)
+        Secret(value=SecretStr("x")).save("ops", overwrite=True)
         monkeypatch.setenv(VARIABLE, "secret/ops")
     else:
         monkeypatch.setenv(VARIABLE, "custom-webhook/absent")

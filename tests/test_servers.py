@@ -20,6 +20,7 @@ import pytest
 import yaml
 
 from tests import mini
+from tests.conftest import ROOT
 
 LIMIT = 150  # seconds: a machine under load starts servers slowly
 
@@ -208,7 +209,7 @@ def test_a_mistake_is_one_sentence(options: tuple[str, ...], says: str, up: Up) 
 
 def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
     for name in ("params.yaml", "dvc.yaml"):
-        (tmp_path / name).write_bytes((mini.ROOT / name).read_bytes())
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -221,7 +222,7 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize("command", ["deploy", "trigger", "approve"])
 def test_without_a_server_it_is_one_sentence(command: str, tmp_path: Path) -> None:
     for name in ("params.yaml", "dvc.yaml", "prefect.yaml"):
-        (tmp_path / name).write_bytes((mini.ROOT / name).read_bytes())
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     done = mini.run(tmp_path, *mini.FLOWS, command)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "make up" in done.stderr
@@ -248,7 +249,7 @@ def test_the_end_of_one_is_the_end_of_all(up: Up) -> None:
 
 def test_ctrl_c_ends_a_start(tmp_path: Path) -> None:
     for name in ("params.yaml", "dvc.yaml", "prefect.yaml"):
-        (tmp_path / name).write_bytes((mini.ROOT / name).read_bytes())
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     process = start(tmp_path, "--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
     wait_for(lambda: len(psutil.Process(process.pid).children()) == 2)
     family = psutil.Process(process.pid).children(recursive=True)
