@@ -155,6 +155,8 @@ def ui(root: Path, port: int) -> None:
     from deepmoji import tracking
 
     uri = tracking.prepare(root)
+    if uri.startswith("http"):
+        raise UsageError(f"An MLflow server runs at {tracking.hide_secrets(uri)}, with a UI of its own: open that.")
     os.execvp("mlflow", ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)])
 
 

@@ -38,6 +38,9 @@ def release(root: str | None = None, approval: bool = False) -> int:
     if approval:
         logger.info(f"deepmoji version {version} waits for approval: resume this flow run to promote it")
         pause_flow_run(timeout=24 * 3600, poll_interval=5)
+        if registry.champion(project) == version:
+            logger.info(f"deepmoji version {version} was promoted meanwhile")
+            return version
     try:
         with run_of(project):
             registry.promote(

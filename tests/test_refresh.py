@@ -15,6 +15,7 @@ from prefect.client.orchestration import get_client
 from prefect.testing.utilities import prefect_test_harness
 from pydantic import SecretStr
 
+from deepmoji import registry
 from deepmoji.errors import DeepMojiError, InputError, RegistryError, UsageError
 from flows.notify import VARIABLE, tell
 from flows.pipeline import STAGES
@@ -177,6 +178,19 @@ def test_a_refused_promotion_is_told_once(
     [message] = webhook[1]
     assert message["title"] == "DeepMoji: Promotion refused"
     assert "top5" in message["text"]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_version_that_was_promoted_while_a_person_thought_is_no_failure(
+    monkeypatch: pytest.MonkeyPatch, project: Path
+) -> None:
+    from flows import release
+
+    mini.write_model(project, seed=8)
+    monkeypatch.setattr(release, "pause_flow_run", lambda **_: release.release(str(project)))
+    before = registry.champion(project)
+    version = release.release(str(project), approval=True)
+    assert version == registry.champion(project) != before
 
 
 @pytest.mark.usefixtures("server")
