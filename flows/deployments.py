@@ -18,6 +18,7 @@ from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, FlowRunFilter
 from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
+from prefect.states import Crashed
 
 from deepmoji.errors import DeepMojiError, ServiceError, UsageError
 
@@ -82,6 +83,23 @@ def _make_queue(client: SyncPrefectClient, pool: str, queue: str, options: Mappi
     client.update_work_queue(
         found.id, concurrency_limit=options.get("concurrency_limit"), description=options.get("description", "")
     )
+
+
+def end_left_over() -> int:
+    """Call crashed the runs of deployments that an earlier `up` ended with; returns how many.
+
+    Only for a server without a worker: such runs would count as going on for ever, and keep the next one waiting.
+    """
+    states = ["RUNNING", "PENDING", "PAUSED", "CANCELLING"]
+    with get_client(sync_client=True) as client:
+        found = client.read_flow_runs(
+            flow_run_filter=FlowRunFilter.model_validate(
+                {"state": {"type": {"any_": states}}, "deployment_id": {"is_null_": False}}
+            )
+        )
+        for run in found:
+            client.set_flow_run_state(run.id, Crashed(message="It ended with the worker that it ran on."))
+    return len(found)
 
 
 def deploy(root: Path) -> list[str]:

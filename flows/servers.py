@@ -99,9 +99,11 @@ def _start_all(
     if not wait(lambda: _answers(f"{mlflow}/health") and _answers(f"{prefect}/api/health")):
         return False
     os.environ.update(variables)
-    from flows.deployments import make_pools  # reads PREFECT_API_URL when Prefect loads
+    from flows.deployments import end_left_over, make_pools  # Prefect reads PREFECT_API_URL when it loads
 
     make_pools(root)
+    if count := end_left_over():
+        click.echo(f"{count} flow run(s) had ended with an earlier `up`: they count as crashed now.")
     start("worker", "prefect", "worker", "start", "--type", "process", "--pool", POOL, **variables)
     if not wait(lambda: _worker_is_online(variables["PREFECT_API_URL"])):
         return False

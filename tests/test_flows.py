@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 from prefect import flow
+from prefect.client.orchestration import get_client
 from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed, Paused, Running
 from prefect.testing.utilities import prefect_test_harness
 
 from deepmoji.cli import TEMPORARY
 from deepmoji.errors import DeepMojiError
 from flows import lock
+from flows.deployments import end_left_over
 from flows.environment import addresses, environment, running, up_lock
 from flows.pipeline import STAGES, StageFailed, StageResult, pipeline, run_stage
 from tests import mini
@@ -146,3 +149,18 @@ def test_servers_are_used_while_they_run_and_not_what_a_killed_one_left(tmp_path
     assert running(tmp_path) == {}
     with lock.held(up_lock(tmp_path), "This test"):
         assert running(tmp_path) == {"PREFECT_API_URL": "http://127.0.0.1:4200/api"}
+
+
+@pytest.mark.usefixtures("server")
+def test_runs_that_ended_with_an_earlier_worker_do_not_go_on_for_ever() -> None:
+    with get_client(sync_client=True) as client:
+        made = client.create_flow_from_name("left-over")
+        deployed = client.create_deployment(flow_id=made, name="left-over")
+        worked = [
+            client.create_flow_run_from_deployment(deployed, state=state).id
+            for state in (Running(), Paused(timeout_seconds=60), Completed())
+        ]
+        by_hand = client.create_flow_run(flow(name="left-over")(lambda: None), state=Running()).id
+        assert end_left_over() == 2
+        types = [client.read_flow_run(run).state_type for run in (*worked, by_hand)]
+    assert [kind.value for kind in types if kind] == ["CRASHED", "CRASHED", "COMPLETED", "RUNNING"]

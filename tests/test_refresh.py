@@ -62,7 +62,10 @@ def drift_artifact() -> str:
 @pytest.mark.usefixtures("server")
 def test_data_of_the_same_kind_is_taken_in_and_nothing_is_trained(project: Path, tmp_path: Path) -> None:
     new = write(tmp_path / "same.txt", range(1000, 1500))
+    assert mini.run(project, "dvc", "add", "-q", "data").returncode == 0
+    before = (project / "data.dvc").read_text()
     assert refresh(str(new)) == []
+    assert (project / "data.dvc").read_text() != before, "DVC has the new version"
     assert (project / "data" / "tweets" / "same.txt").read_bytes() == new.read_bytes()
     assert not (project / "ran.txt").exists()
     assert "differs little" in drift_artifact()
