@@ -6,10 +6,12 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Paused, Running
 from prefect.testing.utilities import prefect_test_harness
@@ -156,10 +158,8 @@ def test_runs_that_ended_with_an_earlier_worker_do_not_go_on_for_ever() -> None:
     with get_client(sync_client=True) as client:
         made = client.create_flow_from_name("left-over")
         deployed = client.create_deployment(flow_id=made, name="left-over")
-        worked = [
-            client.create_flow_run_from_deployment(deployed, state=state).id
-            for state in (Running(), Paused(timeout_seconds=60), Completed())
-        ]
+        states: list[State[Any]] = [Running(), Paused(timeout_seconds=60), Completed()]
+        worked = [client.create_flow_run_from_deployment(deployed, state=state).id for state in states]
         by_hand = client.create_flow_run(flow(name="left-over")(lambda: None), state=Running()).id
         assert end_left_over() == 2
         types = [client.read_flow_run(run).state_type for run in (*worked, by_hand)]
