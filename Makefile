@@ -8,7 +8,7 @@ export DO_NOT_TRACK := 1
 export MLFLOW_DISABLE_TELEMETRY := true
 export PREFECT_SERVER_ANALYTICS_ENABLED := false
 
-.PHONY: run test check lint ui environment clean starter
+.PHONY: run test check lint ui up deploy trigger starter environment clean
 
 environment: $(READY)
 
@@ -31,6 +31,15 @@ lint: $(READY)
 
 ui: $(READY)  ## the MLflow UI on loopback
 	$(BIN)/python -m flows ui
+
+up: $(READY)  ## Prefect, MLflow and a worker on loopback until Ctrl-C; PREFECT_PORT=4200 MLFLOW_PORT=5000
+	@$(BIN)/python -m flows up $(if $(PREFECT_PORT),--prefect-port $(PREFECT_PORT)) $(if $(MLFLOW_PORT),--mlflow-port $(MLFLOW_PORT))
+
+deploy: $(READY)  ## register the deployments of prefect.yaml with the server of `make up`
+	$(BIN)/python -m flows deploy
+
+trigger: $(READY)  ## start a run of a deployment: NAME=pipeline
+	$(BIN)/python -m flows trigger $(NAME)
 
 clean:  ## remove results and state; data/ and the environment stay
 	rm -rf artifacts .state

@@ -124,6 +124,18 @@ class BenchmarkParams(Section):
     seed: int
 
 
+class DriftParams(Section):
+    """When new data differs too much from the corpus; no stage reads it, the flow `refresh` does."""
+
+    min_rows: Count
+    rows: Count
+    max_label_divergence: Share
+    max_vocabulary_divergence: Share
+    max_unknown_growth: Share
+    max_length_change: Annotated[float, Field(ge=0)]
+    seed: int
+
+
 class Params(Section):
     """The whole of params.yaml."""
 
@@ -136,6 +148,7 @@ class Params(Section):
     pretrain: PretrainParams
     finetune: FinetuneParams
     benchmark: BenchmarkParams
+    drift: DriftParams
 
     def section(self, stage: str) -> dict[str, Any]:
         """The keyword arguments of a stage, by its name in dvc.yaml."""

@@ -132,6 +132,23 @@ def validate_tokens(
     return _finish(run, out or tokens, facts, report)
 
 
+def validate_raw(corpus: Path, out: Path) -> dict[str, Any]:
+    """Check the raw input of a corpus alone, by what ingest counted of it; report and errors as `validate`."""
+    run = _Run()
+    return _finish(run, out, {"raw": _check_raw(run, corpus)}, None)
+
+
+def judge(suite: str, totals: Sequence[Total], out: Path, facts: dict[str, Any]) -> list[str]:
+    """Check numbers against their limits; returns the names of the rules that fail, for the caller to decide upon.
+
+    Writes validation.html and validation.json into `out`, with `facts` as the summary.
+    """
+    run = _Run()
+    run.totals(suite, totals)
+    broken, _ = _write_report(run, out, facts)
+    return [outcome.rule for outcome in broken]
+
+
 def _check_raw(run: "_Run", corpus: Path) -> dict[str, Any]:
     funnel = frames.read_facts(corpus / "funnel.json")
     reasons: Counter[str] = Counter()
@@ -360,6 +377,16 @@ def _plain(value: Any) -> Any:
 
 def _finish(run: _Run, out: Path, facts: dict[str, Any], report: Report | None) -> dict[str, Any]:
     """Write the report, then say whether a rule failed."""
+    broken, summary = _write_report(run, out, facts)
+    if report is not None:
+        report({"rules": summary["rules"], "failed_rules": len(broken)}, 0)
+    if broken:
+        raise ValidationFailed(_sentence(broken, out / "validation.html"))
+    return summary
+
+
+def _write_report(run: _Run, out: Path, facts: dict[str, Any]) -> tuple[list[Outcome], dict[str, Any]]:
+    """The rules that fail, and the summary."""
     outcomes = list(run.outcomes.values())
     broken = [outcome for outcome in outcomes if not outcome.passed]
     summary = {"passed": not broken, "rules": len(outcomes), "failed_rules": len(broken), **facts}
@@ -369,11 +396,7 @@ def _finish(run: _Run, out: Path, facts: dict[str, Any], report: Report | None) 
     _write(
         out / "validation.json", json.dumps({"summary": summary, "rules": rules}, indent=2, ensure_ascii=False) + "\n"
     )
-    if report is not None:
-        report({"rules": len(outcomes), "failed_rules": len(broken)}, 0)
-    if broken:
-        raise ValidationFailed(_sentence(broken, out / "validation.html"))
-    return summary
+    return broken, summary
 
 
 def _sentence(broken: Sequence[Outcome], page: Path) -> str:

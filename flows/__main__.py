@@ -11,7 +11,7 @@ from pathlib import Path
 import click
 
 from deepmoji.config import find_project, load_params, use_preset
-from deepmoji.errors import DeepMojiError, ServiceError, describe
+from deepmoji.errors import DeepMojiError, ServiceError, UsageError, describe
 from flows.environment import enter
 
 
@@ -61,6 +61,22 @@ def release(root: Path, approve: bool) -> None:
 
 
 @cli.command()
+@click.argument("new", type=click.Path(path_type=Path))
+@click.option("--promote/--no-promote", default=True, show_default=True, help="End a retraining with the release gate.")
+@click.pass_obj
+def refresh(root: Path, new: Path, promote: bool) -> None:
+    """Compare the tweets of NEW (a file or folder) with the corpus, take them in, retrain if they differ too much."""
+    from flows.refresh import refresh as refresh_flow
+
+    with asking_prefect():
+        results = refresh_flow(str(new.resolve()), str(root), promote)
+    report = root / "artifacts" / "drift" / "validation.html"
+    click.echo(
+        f"Taken in, {'and trained anew' if results else 'and little has changed'}; the comparison is in {report}"
+    )
+
+
+@cli.command()
 @click.argument("stage", type=click.Choice(["ingest", "tokenize"]))
 @click.option(
     "--runner",
@@ -79,6 +95,59 @@ def shards(root: Path, stage: str, runner: str) -> None:
 
 
 @cli.command()
+@click.option("--prefect-port", default=4200, show_default=True, type=click.IntRange(1, 65535))
+@click.option("--mlflow-port", default=5000, show_default=True, type=click.IntRange(1, 65535))
+@click.pass_obj
+def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
+    """Prefect server, MLflow server and a worker on loopback, until Ctrl-C; other commands then use them."""
+    from flows.servers import up as up_here
+
+    up_here(root, prefect_port, mlflow_port)
+
+
+@cli.command()
+@click.pass_obj
+def deploy(root: Path) -> None:
+    """Register the deployments of prefect.yaml with the running server, or bring them up to date there."""
+    from flows.deployments import deploy as deploy_there
+
+    with asking_prefect():
+        names = deploy_there(root)
+    click.echo(f"Registered: {', '.join(names)}")
+
+
+@cli.command()
+@click.argument("name", default="pipeline")
+@click.option("-p", "--parameter", "given", multiple=True, metavar="NAME=VALUE", help="A parameter of the flow (YAML).")
+@click.option("--queue", help="Another queue of the work pool, such as gpu.")
+@click.pass_obj
+def trigger(root: Path, name: str, given: tuple[str, ...], queue: str | None) -> None:
+    """Start one run of the deployment NAME, by default pipeline."""
+    import yaml
+
+    if wrong := [text for text in given if "=" not in text]:
+        raise UsageError(f"The parameter {wrong[0]!r} has no value: write it as NAME=VALUE.")
+    from flows.deployments import trigger as trigger_there
+
+    with asking_prefect():
+        place = trigger_there(
+            root, name, {n: yaml.safe_load(v) for n, _, v in (t.partition("=") for t in given)}, queue
+        )
+    click.echo(f"Watch it at {place}")
+
+
+@cli.command()
+@click.argument("run", required=False)
+def approve(run: str | None) -> None:
+    """Let the release that waits for approval go on; RUN is its flow run's id if several wait."""
+    from flows.deployments import approve as approve_there
+
+    with asking_prefect():
+        place = approve_there(run)
+    click.echo(f"Approved, watch it at {place}")
+
+
+@cli.command()
 @click.option("--port", default=5000, show_default=True, type=click.IntRange(1, 65535))
 @click.pass_obj
 def ui(root: Path, port: int) -> None:
@@ -86,6 +155,8 @@ def ui(root: Path, port: int) -> None:
     from deepmoji import tracking
 
     uri = tracking.prepare(root)
+    if uri.startswith("http"):
+        raise UsageError(f"An MLflow server runs at {tracking.hide_secrets(uri)}, with a UI of its own: open that.")
     os.execvp("mlflow", ["mlflow", "ui", "--backend-store-uri", uri, "--host", "127.0.0.1", "--port", str(port)])
 
 

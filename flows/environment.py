@@ -4,9 +4,14 @@ Imports nothing heavy, since Prefect reads its settings when it is first importe
 set is left alone, so `PREFECT_API_URL` or `MLFLOW_TRACKING_URI` point the same flows at real servers.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
+
+from deepmoji.config import find_project
+from deepmoji.errors import DeepMojiError
+from flows.lock import held
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -31,10 +36,42 @@ def environment(root: Path) -> dict[str, str]:
 
 def enter(root: Path) -> None:
     """Make the surroundings this process's own; what is already set wins, but for PATH."""
-    for name, value in environment(root).items():
+    for name, value in (environment(root) | running(root)).items():
         if name == "PATH":
             os.environ[name] = value
         else:
             os.environ.setdefault(name, value)
     # Prefect's temporary server makes its database there, but not the folder.
     Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+
+
+def project_of(root: str | None) -> Path:
+    """The project folder: the one given, else DEEPMOJI_PROJECT, which a worker runs with, else where this process is.
+
+    Raises UsageError outside of any.
+    """
+    if root is not None:
+        return Path(root).resolve()
+    return find_project(Path(os.environ.get("DEEPMOJI_PROJECT") or Path.cwd()).resolve())
+
+
+def addresses(root: Path) -> Path:
+    """Where `up` writes what its servers answer to, as the variables that name them."""
+    return root / ".state" / "servers.json"
+
+
+def up_lock(root: Path) -> Path:
+    """What `up` holds as long as it runs."""
+    return root / ".state" / "up.lock"
+
+
+def running(root: Path) -> dict[str, str]:
+    """PREFECT_API_URL and MLFLOW_TRACKING_URI of the servers that `up` runs for this project; empty if it does not."""
+    if not addresses(root).is_file():
+        return {}
+    try:
+        with held(up_lock(root), "`up`", 0):
+            return {}  # it was killed, and what it wrote is stale
+    except DeepMojiError:
+        variables: dict[str, str] = json.loads(addresses(root).read_text(encoding="utf-8"))
+        return variables

@@ -15,19 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.client.schemas.objects import State, TaskRun
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
 from prefect.runtime import flow_run
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from deepmoji.cli import TEMPORARY
 from deepmoji.errors import DeepMojiError
 from deepmoji.stages import Project, flatten
+from flows.environment import project_of
+from flows.lock import held, one_run, stage_lock
+from flows.notify import tell
 from flows.release import release
 
 # Every stage in an order that dvc.yaml allows; of the first two neither reads what the other writes.
@@ -35,8 +37,6 @@ STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", 
 # The longest a stage may take before it is ended: pretraining may run for days, nothing may hang for ever.
 STAGE_LIMIT_SECONDS = 14 * 24 * 3600
 STATUS_SECONDS = 600
-# How long a run waits for another one before it gives up.
-LOCK_SECONDS = 60.0
 
 
 class StageFailed(DeepMojiError):
@@ -120,16 +120,20 @@ def reproduce(root: Path, target: str) -> tuple[int, int]:
     ran = unchanged = 0
     tail: deque[str] = deque(maxlen=40)
     # A session of its own, so that ending the task ends the stage and everything it started.
-    with subprocess.Popen(
-        ["dvc", "--wait-for-lock", "repro", "--single-item", target],
-        cwd=root,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    ) as process:
+    with (
+        held(stage_lock(root), "A stage of a run that was killed", shared=True) as lock,
+        subprocess.Popen(
+            ["dvc", "--wait-for-lock", "repro", "--single-item", target],
+            cwd=root,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+            pass_fds=[lock],
+        ) as process,
+    ):
         try:
             assert process.stdout is not None
             for line in process.stdout:
@@ -181,7 +185,9 @@ def stage_numbers(root: Path, stage: str) -> dict[str, float]:
 
 
 def run_road(root: Path, stages: Sequence[str] = STAGES) -> list[StageResult]:
-    """The stages in order; each publishes its numbers before the next begins."""
+    """The stages in order; each publishes its numbers before the next begins. For a flow with `side_by_side`."""
+    with held(stage_lock(root), "A stage of a run that was killed"):
+        pass  # none is left over; from here on `one_run` keeps others away
     first = [stage for stage in stages if stage in ("ingest", "datasets")]
     futures = [run_stage.submit(root, stage) for stage in first]
     wait(futures)
@@ -191,23 +197,40 @@ def run_road(root: Path, stages: Sequence[str] = STAGES) -> list[StageResult]:
     return results
 
 
+def side_by_side() -> TaskRunner[PrefectFuture[Any]]:
+    """A task runner for as many stages at once as there are cores."""
+    runner: Any = ThreadPoolTaskRunner(max_workers=max(os.cpu_count() or 1, 2))
+    return runner  # type: ignore[no-any-return]  # its future is one, but the type of task runners is invariant
+
+
+def run_name() -> str:
+    """pipeline-<preset>, or pipeline-deployed where a deployment leaves the preset to params.yaml."""
+    return f"pipeline-{flow_run.get_parameters().get('preset') or 'deployed'}"
+
+
 @flow(
-    name="pipeline",
-    flow_run_name="pipeline-{preset}",
-    retries=0,
-    task_runner=ThreadPoolTaskRunner(max_workers=max(os.cpu_count() or 1, 2)),  # type: ignore[arg-type]  # invariant
+    name="pipeline", flow_run_name=run_name, retries=0, on_failure=[tell], on_crashed=[tell], task_runner=side_by_side()
 )
-def pipeline(root: str, preset: str, promote: bool = True) -> list[StageResult]:
-    """Every stage in order, then the release gate."""
-    project = Path(root)
-    (project / ".state").mkdir(exist_ok=True)
-    try:
-        with FileLock(project / ".state" / "pipeline.lock", timeout=LOCK_SECONDS):
-            results = run_road(project)
-            if promote:
-                release(root)
-            return results
-    except Timeout:
-        raise DeepMojiError(
-            f"Another run holds {project / '.state' / 'pipeline.lock'}: wait until it is done, then run again."
-        ) from None
+def pipeline(root: str | None = None, preset: str | None = None, promote: bool = True) -> list[StageResult]:
+    """Every stage in order, then the release gate. Without `root`, of the project that the worker stands in."""
+    project = project_of(root)
+    with one_run(project):
+        results = run_road(project)
+        if promote:
+            release(str(project))
+        return results
+
+
+@flow(
+    name="benchmark",
+    flow_run_name="benchmark",
+    retries=0,
+    on_failure=[tell],
+    on_crashed=[tell],
+    task_runner=side_by_side(),
+)
+def benchmark(root: str | None = None) -> list[StageResult]:
+    """Fine-tunes and baselines side by side on the pretrained model that is there; nothing is released."""
+    project = project_of(root)
+    with one_run(project):
+        return run_road(project, ("finetune", "benchmark"))

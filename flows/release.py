@@ -1,47 +1,68 @@
 """Gate, promote, roll back: what stands between a trained model and its users."""
 
 import json
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.artifacts import create_markdown_artifact
+from prefect.runtime import flow_run
 
 from deepmoji import registry, stages
 from deepmoji.errors import InputError, RegistryError
 from deepmoji.evaluation import gate_numbers
+from flows.environment import project_of
+from flows.lock import one_run
+from flows.notify import tell
 
 
-@flow(name="release", flow_run_name="release", retries=0)
-def release(root: str, approval: bool = False) -> int:
+@flow(name="release", flow_run_name="release", retries=0, on_failure=[tell], on_crashed=[tell])
+def release(root: str | None = None, approval: bool = False) -> int:
     """Register artifacts/pretrained as a challenger and make it the champion if it passes mlflow/promotion.yaml.
 
     Returns the champion's version. A model that is registered already is not registered again. Raises
     RegistryError naming the numbers that fell short.
     """
     logger = get_run_logger()
-    project = Path(root)
+    project = project_of(root)
     gates = registry.load_gates(project / "mlflow" / "promotion.yaml")
     folder = project / "artifacts" / "pretrained"
-    tags = challenger_tags(project)
-    version = registry.find(project, "model_digest", tags["model_digest"])
-    if version is None:
-        version = registry.register(project, folder, tags=tags, metrics=release_numbers(project))
-        logger.info(f"Registered deepmoji version {version}")
+    with run_of(project):
+        tags = challenger_tags(project)
+        version = registry.find(project, "model_digest", tags["model_digest"])
+        if version is None:
+            version = registry.register(project, folder, tags=tags, metrics=release_numbers(project))
+            logger.info(f"Registered deepmoji version {version}")
     if registry.champion(project) == version:
         logger.info(f"deepmoji version {version} is the champion already")
         return version
     if approval:
         logger.info(f"deepmoji version {version} waits for approval: resume this flow run to promote it")
-        pause_flow_run(timeout=24 * 3600)
+        pause_flow_run(timeout=24 * 3600, poll_interval=5)
+        if registry.champion(project) == version:
+            logger.info(f"deepmoji version {version} was promoted meanwhile")
+            return version
     try:
-        registry.promote(
-            project, version, gates, evaluate=lambda folder: gate_numbers(folder, project / "artifacts" / "corpus")
-        )
+        with run_of(project):
+            registry.promote(
+                project,
+                version,
+                gates,
+                evaluate=lambda folder: gate_numbers(folder, project / "artifacts" / "corpus"),
+            )
     except RegistryError as refusal:
         create_markdown_artifact(key="release", markdown=f"# Version {version} refused\n\n{refusal}\n")
         raise
     create_markdown_artifact(key="release", markdown=f"# deepmoji version {version} is the champion\n")
     return version
+
+
+def run_of(project: Path) -> AbstractContextManager[None]:
+    """Keeps other runs from artifacts/; a flow that this one is part of does that already.
+
+    Not held while a person thinks: the version waits in the registry, and promotion compares on what is there then.
+    """
+    return nullcontext() if flow_run.get_parent_flow_run_id() else one_run(project)
 
 
 @flow(name="rollback", flow_run_name="rollback", retries=0)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
 from prefect.settings import PREFECT_API_URL, temporary_settings
@@ -22,10 +21,10 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
 from deepmoji import stages
 from deepmoji.errors import DeepMojiError, UsageError
+from flows.lock import one_run
 
 Result = TypeVar("Result")
 STAGES = ("ingest", "tokenize")
-LOCK_SECONDS = 60.0
 CONNECT_SECONDS = 10
 
 
@@ -94,16 +93,11 @@ def run_stage(root: Path, stage: str, runner: str) -> stages.Numbers:
     """Run `ingest` or `tokenize` over shards, as `dvc repro` would have left it; returns the stage's numbers."""
     project = stages.Project(root)
     workers = int(project.params.section(stage)["workers"])
-    project.state.mkdir(exist_ok=True)
-    lock = FileLock(project.state / "pipeline.lock", timeout=LOCK_SECONDS)
-    try:
-        with lock, server_for(runner):
-            flow_here = shards.with_options(task_runner=task_runner(runner, workers))
-            numbers: stages.Numbers = flow_here(str(project.root), stage)
-            _tell_dvc(project.root, stage)
-            return numbers
-    except Timeout:
-        raise DeepMojiError(f"Another run holds {lock.lock_file}: wait until it is done, then run again.") from None
+    with one_run(project.root), server_for(runner):
+        flow_here = shards.with_options(task_runner=task_runner(runner, workers))
+        numbers: stages.Numbers = flow_here(str(project.root), stage)
+        _tell_dvc(project.root, stage)
+        return numbers
 
 
 @flow(name="shards", flow_run_name="shards-{stage}", persist_result=False)

@@ -3,18 +3,26 @@
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from filelock import FileLock
 from prefect import flow
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.settings import PREFECT_API_URL
+from prefect.states import Completed, Paused, Running
 from prefect.testing.utilities import prefect_test_harness
 
 from deepmoji.cli import TEMPORARY
 from deepmoji.errors import DeepMojiError
-from flows.environment import environment
-from flows.pipeline import StageFailed, StageResult, run_stage
+from flows import lock
+from flows.deployments import end_left_over
+from flows.environment import addresses, environment, running, up_lock
+from flows.pipeline import STAGES, StageFailed, StageResult, pipeline, run_stage
+from tests import mini
 
 # Fails until it was called often enough; `tries` counts the calls.
 STAGE = """\
@@ -80,13 +88,53 @@ def test_what_the_run_cache_knows_counts_as_up_to_date(project: Path) -> None:
 
 @pytest.mark.usefixtures("server")
 def test_a_second_run_is_refused_while_one_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flows import pipeline
-
-    (project / ".state").mkdir()
-    monkeypatch.setattr(pipeline, "LOCK_SECONDS", 0.1)
-    with FileLock(project / ".state" / "pipeline.lock"), pytest.raises(DeepMojiError, match="Another run"):
-        pipeline.pipeline(str(project), "sample")
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
+    with lock.one_run(project), pytest.raises(DeepMojiError, match="Another run"):
+        pipeline(str(project), "sample")
     assert not (project / "tries").exists()
+
+
+@pytest.mark.usefixtures("server")
+def test_a_run_that_was_killed_keeps_no_other_from_completing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its stage goes on without it. A run that comes at once is refused with a sentence, one that waits completes."""
+    root = mini.write_mini_project(tmp_path)
+    monkeypatch.setenv("PATH", mini.surroundings(root)["PATH"])
+    before = (root / "dvc.yaml").read_text()
+    slow = "touch started; for i in 1 2 3 4 5 6; do sleep 1; echo tick; done; echo slow >> ran.txt"
+    (root / "dvc.yaml").write_text(before.replace("echo ingest >> ran.txt", slow))
+    command = [*mini.FLOWS, "pipeline", "--no-promote"]
+    environment = mini.surroundings(root) | {"PREFECT_API_URL": PREFECT_API_URL.value() or ""}
+    with subprocess.Popen(
+        command, cwd=root, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as run:
+        until = time.monotonic() + 90
+        while not (root / "started").exists():
+            assert run.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        run.kill()
+    (root / "dvc.yaml").write_text(before)
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
+    with pytest.raises(DeepMojiError, match="A stage of a run that was killed"):
+        pipeline(str(root), "sample", promote=False)
+    assert not (root / "ran.txt").exists()
+    monkeypatch.setattr(lock, "LOCK_SECONDS", 60.0)
+    assert [result.stage for result in pipeline(str(root), "sample", promote=False)] == list(STAGES)
+    assert (root / "ran.txt").read_text().split()[-len(STAGES) :] == list(STAGES)
+
+
+def test_a_lock_is_free_once_its_holder_and_the_child_that_got_it_are_gone(tmp_path: Path) -> None:
+    path = tmp_path / "a.lock"
+    with lock.held(path, "This test") as descriptor:
+        child = subprocess.Popen(["sleep", "60"], pass_fds=[descriptor])
+    try:
+        with pytest.raises(DeepMojiError, match="Somebody holds") as caught, lock.held(path, "Somebody", 0):
+            pass
+        assert str(path) in str(caught.value)
+    finally:
+        child.kill()
+        child.wait()
+    with lock.held(path, "Somebody", 0):
+        pass
 
 
 def test_surroundings_stay_inside_the_project(tmp_path: Path) -> None:
@@ -94,3 +142,25 @@ def test_surroundings_stay_inside_the_project(tmp_path: Path) -> None:
     assert variables["PREFECT_HOME"].startswith(str(tmp_path))
     assert variables["DO_NOT_TRACK"] == "1"
     assert variables["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+
+
+def test_servers_are_used_while_they_run_and_not_what_a_killed_one_left(tmp_path: Path) -> None:
+    assert running(tmp_path) == {}
+    (tmp_path / ".state").mkdir()
+    addresses(tmp_path).write_text('{"PREFECT_API_URL": "http://127.0.0.1:4200/api"}')
+    assert running(tmp_path) == {}
+    with lock.held(up_lock(tmp_path), "This test"):
+        assert running(tmp_path) == {"PREFECT_API_URL": "http://127.0.0.1:4200/api"}
+
+
+@pytest.mark.usefixtures("server")
+def test_runs_that_ended_with_an_earlier_worker_do_not_go_on_for_ever() -> None:
+    with get_client(sync_client=True) as client:
+        made = client.create_flow_from_name("left-over")
+        deployed = client.create_deployment(flow_id=made, name="left-over")
+        states: list[State[Any]] = [Running(), Paused(timeout_seconds=60), Completed()]
+        worked = [client.create_flow_run_from_deployment(deployed, state=state).id for state in states]
+        by_hand = client.create_flow_run(flow(name="left-over")(lambda: None), state=Running()).id
+        assert end_left_over() == 2
+        types = [client.read_flow_run(run).state_type for run in (*worked, by_hand)]
+    assert [kind.value for kind in types if kind] == ["CRASHED", "CRASHED", "COMPLETED", "RUNNING"]

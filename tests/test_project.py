@@ -31,6 +31,7 @@ ORDER = (
     {"filters", "funnel", "corpus", "dataset_formats", "owntable", "datasets", "sample"},
     {"tokens"},
     {"validation", "validation_frames", "validation_report", "validation_rules"},
+    {"drift"},
     {"model", "checkpoints", "weights"},
     {"batches", "optimiser", "precision", "progress", "training"},
     {"metrics", "predictions"},
@@ -197,7 +198,7 @@ def test_every_parameter_reaches_a_stage_of_dvc(project_root: Path) -> None:
     loose = [
         f"{section}.{key}"
         for section, keys in content.items()
-        if isinstance(keys, dict)
+        if isinstance(keys, dict) and section != "drift"  # of a flow: it decides what is run, not what comes out
         for key in keys
         if section not in used and f"{section}.{key}" not in used
     ]
