@@ -303,11 +303,14 @@ def explain(given: Path | None, texts: tuple[str, ...], model: str) -> None:
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--vocabulary", type=click.Path(path_type=Path), help="The published vocabulary.json.")
-def import_weights(path: Path, out: Path, vocabulary: Path | None) -> None:
+@click.option(
+    "--labels", help="A label set that ships with the package, or a file: what the outputs stand for, in order."
+)
+def import_weights(path: Path, out: Path, vocabulary: Path | None, labels: str | None) -> None:
     """Turn published weights (Keras .hdf5 or torchMoji .bin) into a model folder OUT."""
     from deepmoji import weights
 
-    weights.import_weights(path, out, vocabulary=vocabulary)
+    weights.import_weights(path, out, vocabulary=vocabulary, labels=labels)
     click.echo(str(out))
 
 

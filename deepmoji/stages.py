@@ -164,6 +164,8 @@ def pretrain(project: Project) -> Numbers:
     source, out = project.artifacts / "tokens", project.artifacts / "pretrained"
     options = project.params.section("pretrain")
     options["checkpoints"] = project.state / "checkpoints" / "pretrain"
+    ranking = options["sentiment_ranking"]
+    options["sentiment_ranking"] = project.data / ranking if ranking is not None else None
     if os.environ.get("RANK", "0") != "0":
         # Under torchrun the first process alone writes and tells MLflow.
         return run_pretrain(source, out, **options)
