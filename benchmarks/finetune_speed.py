@@ -26,7 +26,8 @@ MARK_SECONDS = 180
 SETTINGS: dict[str, Any] = {
     "learning_rate": 0.001, "finetune_rate": 0.0003, "batch_size": 64, "epochs": 30, "epoch_size": 1000,
     "patience": 3, "max_length": None, "new_words": 10000, "embedding_dropout": 0.25, "final_dropout": 0.5,
-    "embedding_l2": 1e-6, "class_average": False, "balance": 0.0, "class_weights": "none", "schedules": {}, "seeds": [1],
+    "embedding_l2": 1e-6, "class_average": False, "balance": 0.0, "class_weights": "none",
+    "schedules": {}, "seeds": [1],
 }  # fmt: skip
 
 

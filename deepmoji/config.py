@@ -199,7 +199,7 @@ def use_preset(project: Path, name: str, data: Path | None) -> Params:
     """Make a preset the project's params.yaml, optionally with another data folder.
 
     Results of the preset before leave `artifacts/`; DVC's cache keeps them, and the next `dvc repro` under
-    that preset brings them back without computing.
+    that preset brings them back without computing. Ablations stay: no cache has them, and each knows its options.
     """
     source = project / "presets" / f"{name}.yaml"
     if not source.is_file():
@@ -219,7 +219,9 @@ def use_preset(project: Path, name: str, data: Path | None) -> Params:
     beside = target.with_suffix(".tmp")
     beside.write_text(text, encoding="utf-8")
     beside.replace(target)
-    shutil.rmtree(project / "artifacts", ignore_errors=True)
+    for path in (project / "artifacts").glob("*"):
+        if path.name != "ablations":
+            shutil.rmtree(path, ignore_errors=True)
     return load_params(target)
 
 

@@ -236,7 +236,7 @@ def _run_all_classes(
     task: Task = dataset.task  # type: ignore[assignment]
     words = len(prepared.vocabulary)
     model = starting_model(start, words, columns, task, options, seed=seed, fresh=method == "new")
-    history = _fit(model, prepared.examples, options, seed, _prefixed(report, f"seed_{seed}"))
+    history = _fit(model, prepared.examples, options, seed, prefixed(report, f"seed_{seed}"))
     val, test = (predict(model, prepared.examples[split]) for split in ("val", "test"))
     return model, judge(dataset, seed, val, test), history
 
@@ -255,7 +255,7 @@ def _run_per_class(
     for k in range(len(dataset.classes)):
         examples = {split: _one_class(part, k) for split, part in prepared.examples.items()}
         model = starting_model(start, len(prepared.vocabulary), 1, "binary", options, seed=seed, fresh=method == "new")
-        _fit(model, examples, options, seed, _prefixed(report, f"seed_{seed}/class_{k}"))
+        _fit(model, examples, options, seed, prefixed(report, f"seed_{seed}/class_{k}"))
         for split, parts in columns.items():
             parts.append(predict(model, examples[split])[:, 1])
     val, test = (np.stack(columns[split], axis=1) for split in ("val", "test"))
@@ -319,7 +319,8 @@ def _one_class(examples: Examples, k: int) -> Examples:
     return Examples(examples.ids, examples.offsets, examples.rows, targets.astype(np.int64))
 
 
-def _prefixed(report: Report | None, prefix: str) -> Report | None:
+def prefixed(report: Report | None, prefix: str) -> Report | None:
+    """The same report, with `prefix`/ before every name."""
     if report is None:
         return None
 

@@ -86,7 +86,7 @@ def _overview(content: Mapping[str, Any]) -> str:
         best = max((row["mean"] for row in rows.values()), default=0.0)
         cells = [_mean(rows.get(method), best) for method in methods]
         lines.append([name, METRIC_NAMES[entry["metric"]], *cells, _number(entry["paper"].get("chain-thaw"))])
-    return _table(["set", "metric", *methods, "paper"], lines)
+    return table(["set", "metric", *methods, "paper"], lines)
 
 
 def _wins(content: Mapping[str, Any]) -> str:
@@ -105,7 +105,7 @@ def _wins(content: Mapping[str, Any]) -> str:
             lines.append([method, str(len(compared)), str(higher), str(sure), str(worse)])
     if not lines:
         return f"No set has both {content['reference']} and another row."
-    return _table(["against", "sets", "higher", "surely higher", "surely lower"], lines)
+    return table(["against", "sets", "higher", "surely higher", "surely lower"], lines)
 
 
 def _facts(entry: Mapping[str, Any]) -> str:
@@ -145,7 +145,7 @@ def _table_of(entry: Mapping[str, Any]) -> str:
     ours = {row["method"] for row in entry["rows"]}
     others = {name: value for name, value in entry["paper"].items() if name not in ours} | entry["peers"]
     lines += [[f"published: {name}", "", "", "", "", "", _number(value)] for name, value in others.items()]
-    return _table(["method", "score", "seeds", "interval", "gain of chain-thaw", "p", "published"], lines)
+    return table(["method", "score", "seeds", "interval", "gain of chain-thaw", "p", "published"], lines)
 
 
 def _missing(content: Mapping[str, Any]) -> str:
@@ -175,7 +175,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in plain text too; the first column left, the others right."""
     widths = [max(len(line[k]) for line in (header, *lines)) for k in range(len(header))]
 

@@ -107,11 +107,12 @@ def test_real_preset_without_data_is_refused(project: Path) -> None:
 
 
 def test_another_preset_clears_results_and_the_same_keeps_them(project: Path) -> None:
-    (project / "artifacts" / "corpus").mkdir(parents=True)
+    for name in ("corpus", "ablations"):
+        (project / "artifacts" / name).mkdir(parents=True)
     use_preset(project, "sample", None)
-    assert (project / "artifacts").exists()
+    assert (project / "artifacts" / "corpus").exists()
     use_preset(project, "laptop", project)
-    assert not (project / "artifacts").exists()
+    assert [path.name for path in (project / "artifacts").iterdir()] == ["ablations"]
 
 
 def test_project_is_found_from_below_and_missed_elsewhere(

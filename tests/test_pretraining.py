@@ -142,7 +142,7 @@ def test_a_ranking_gives_a_number_and_a_missing_one_costs_no_training(
     metrics = pretrain(tokens, tmp_path / "with", **options, sentiment_ranking=table)
     assert -1 <= metrics["sentiment_rank_correlation"] <= 1
     monkeypatch.setattr("deepmoji.pretraining.fit", None)
-    with pytest.raises(InputError, match="ranking.csv cannot be read"):
+    with pytest.raises(InputError, match=r"ranking\.csv cannot be read"):
         pretrain(tokens, tmp_path / "missing", **options, sentiment_ranking=tmp_path / "no" / "ranking.csv")
 
 

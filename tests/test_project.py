@@ -37,6 +37,7 @@ ORDER = (
     {"insight", "pretraining"},
     {"schedules", "cards", "finetuning", "baselines", "baselines_lstm"},
     {"benchmark", "report"},
+    {"ablations", "ablation_report", "ablation_stores"},
     {"inference"},
     {"gates", "tracking", "pyfunc", "registry"},
     {"serving"},
