@@ -102,10 +102,11 @@ def markdown(content: Mapping[str, Any], methods: Sequence[str]) -> str:
         f"# Ablation: {content['ablation']}",
         f"{content['changed'][0].upper()}{content['changed'][1:]}. Every model was pretrained on "
         f"{content['drawn']:,} examples drawn (fewer where it stopped early), with the weights of its best epoch kept; "
-        "*base* is the model of the road. Nothing else differs.",
+        "*base* is the model of the road. Nothing else differs. Each was pretrained once, from one seed: a difference "
+        "also holds the luck of that start.",
         _sizes(content),
         "## On the labelled sets",
-        f"Test scores, mean over seeds. Loss: base minus variant, with the 95 % interval of {content['bootstrap']:,} "
+        f"Test scores, mean over seeds. Ahead: base minus variant, with the 95 % interval of {content['bootstrap']:,} "
         "resamples of the test rows and a two-sided p-value, not corrected for the number of comparisons. *Published* "
         "are the paper's figures; those of its variants were made by the method last.",
         _scores(content, methods),
@@ -145,7 +146,7 @@ def _scores(content: Mapping[str, Any], methods: Sequence[str]) -> str:
     for method in methods:
         for variant, mean in content["summary"][method]["means"].items():
             lines.append([f"mean of all sets, {method}", "", variant, f"{mean:.3f}", "", "", ""])
-    return table(["set", "metric", "pretrained", "score", "loss", "p", "published"], lines)
+    return table(["set", "metric", "pretrained", "score", "base ahead by", "p", "published"], lines)
 
 
 def _curve(content: Mapping[str, Any], methods: Sequence[str]) -> str:

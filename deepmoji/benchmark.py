@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from deepmoji.baselines import BASELINES, check_baseline, run_baseline
-from deepmoji.datasets import CATALOG, Dataset, load_dataset
+from deepmoji.datasets import CATALOG, Dataset, load_dataset, shared_texts
 from deepmoji.errors import InputError
 from deepmoji.metrics import Scorer, scorer
 from deepmoji.predictions import Predictions, comparable, read_predictions, rescore
@@ -51,7 +51,7 @@ def benchmark(
     seed: int,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Compare everything found and write report.json, report.md, scores.csv and a plot for each set.
+    """Compare everything found and write report.json, report.md, two tables and a plot for each set.
 
     datasets: folder of <name>.parquet. finetuned: folder of <dataset>/<method>/ as `finetune` writes them.
     baselines: names in baselines.BASELINES, run here. bootstrap: number of resamples.
@@ -149,6 +149,7 @@ def compare(
         "task": dataset.task,
         "classes": list(dataset.classes),
         "texts": {split: int((dataset.splits == split).sum()) for split in ("train", "val", "test")},
+        "shared": shared_texts(dataset),
         "paper": dict(dataset.paper),
         "peers": dict(CATALOG[dataset.name].peers) if dataset.name in CATALOG else {},
         "rows": rows,

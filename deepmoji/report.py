@@ -20,12 +20,21 @@ METRIC_NAMES = {
 
 
 def write_report(out: Path, content: Mapping[str, Any]) -> None:
-    """Write report.md, scores.csv, methods.png and <dataset>.png for what `benchmark` found."""
+    """Write report.md, scores.csv, means.csv, methods.png and <dataset>.png for what `benchmark` found."""
     (out / "report.md").write_text(markdown(content), encoding="utf-8")
     with (out / "scores.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["dataset", "method", "seed", "metric", "value"])
         writer.writerows(flat_scores(content))
+    with (out / "means.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["row", "metric", "mean", "low", "high"])
+        # One line a bar: `dvc plots` would stack the seeds and metrics of scores.csv.
+        writer.writerows(
+            [f"{name}: {row['method']}", entry["metric"], row["mean"], row["low"], row["high"]]
+            for name, entry in content["datasets"].items()
+            for row in entry["rows"]
+        )
     _draw(out / "methods.png", content["datasets"])
     for name, entry in content["datasets"].items():
         _draw(out / f"{name}.png", {name: entry})
@@ -115,6 +124,8 @@ def _facts(entry: Mapping[str, Any]) -> str:
         f"{name[0].upper()}{name[1:]}, {len(entry['classes'])} classes, "
         f"{texts['train']:,} / {texts['val']:,} / {texts['test']:,} texts to train, validate, test."
     ]
+    if known := entry["shared"]["train-test"]:
+        parts.append(f"{known:,} of the test texts stand in the training rows too.")
     encoded: dict[str, list[str]] = {}
     for row in entry["rows"]:
         if "truncated" in row:

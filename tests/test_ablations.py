@@ -142,6 +142,31 @@ def test_another_option_is_made_again_and_only_what_depends_on_it(road: Path, tm
     assert third["pretrained.json"] != first["pretrained.json"]
 
 
+def test_a_killed_pretraining_goes_on(road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    made = made_road(Project(road))
+    made["pretrain"] |= {"epochs": 2, "checkpoint_seconds": 0.0}
+
+    def ablate(name: str, report: Any = None) -> bytes:
+        ablations.ablate(
+            "types8", ablations.Road(**made), tmp_path / name, tmp_path / f"{name}-work",
+            sets=["sample-sentiment"], methods=["last"], report=report,
+        )  # fmt: skip
+        assert not any((tmp_path / f"{name}-work").iterdir())
+        return (tmp_path / name / "types8" / "pretrained" / "model.safetensors").read_bytes()
+
+    def kill(metrics: dict[str, float], step: int) -> None:
+        if "types8/validation_loss" in metrics:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ablate("killed", kill)
+    assert not (tmp_path / "killed" / "types8" / "pretrained").exists()
+    with caplog.at_level("INFO"):
+        killed = ablate("killed")
+    assert any("going on at step" in line for line in caplog.messages)
+    assert killed == ablate("whole")
+
+
 def made_road(project: Project) -> dict[str, Any]:
     finetuning = project.params.section("finetune")
     del finetuning["methods"]
