@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy.stats import t  # type: ignore[import-untyped]
 
 from deepmoji.report import METRIC_NAMES, table
 from deepmoji.shards import write_json
 
 PAPER_TWEETS = 1_246_000_000  # that the published model was pretrained on: paper, section 3.1
-Point = tuple[str, float, float]  # set, texts, gain
+Point = tuple[str, float, float]  # set, texts to pretrain on, gain
 
 
 def summarise(content: Mapping[str, Any], methods: Sequence[str]) -> dict[str, Any]:
@@ -24,7 +25,7 @@ def summarise(content: Mapping[str, Any], methods: Sequence[str]) -> dict[str, A
         means = {name: float(np.mean([row["mean"] for row in rows if row["method"] == name])) for name in names}
         found[method] = {"means": means}
         if content["ablation"] == "size":
-            found[method]["curve"] = extrapolate(gains(content, method), PAPER_TWEETS)
+            found[method]["curve"] = extrapolate(mean_gains(content, method), PAPER_TWEETS)
     return found
 
 
@@ -38,46 +39,47 @@ def gains(content: Mapping[str, Any], method: str) -> list[Point]:
     return sorted(points)
 
 
-def extrapolate(points: Sequence[Point], target: float) -> dict[str, Any]:
-    """Least squares of gain = a + b log10(texts), an a for each set and one b, and its mean over sets at `target`.
+def mean_gains(content: Mapping[str, Any], method: str) -> list[tuple[float, float]]:
+    """(texts, mean gain over the sets) of every pretrained model.
 
-    `low` and `high` are the 95 % t intervals of the slope b and of that mean; null where the points determine the
-    line and leave nothing to judge it by. They hold if the line goes on as it began.
+    One point a model, however many sets there are: the luck of a pretraining is in all of its sets alike.
     """
-    sets = sorted({name for name, _, _ in points})
-    design = np.zeros((len(points), len(sets) + 1))
-    for row, (name, texts, _) in enumerate(points):
-        design[row, sets.index(name)] = 1
-        design[row, -1] = math.log10(texts)
-    gain = np.array([point[2] for point in points])
+    by_size: dict[float, list[float]] = {}
+    for _, texts, gain in gains(content, method):
+        by_size.setdefault(texts, []).append(gain)
+    return [(texts, float(np.mean(found))) for texts, found in sorted(by_size.items())]
+
+
+def extrapolate(points: Sequence[tuple[float, float]], target: float) -> dict[str, Any]:
+    """The line gain = a + b log10(texts) by least squares through (texts, gain), and its height at `target` texts.
+
+    `low` and `high` are the 95 % t intervals of the slope b and of the line's height, which hold if the line goes on
+    as it began; null for two points, which fix a line and leave nothing to judge it by.
+    """
+    design = np.array([[1.0, math.log10(texts)] for texts, _ in points])
+    gain = np.array([gain for _, gain in points])
     solution = np.linalg.lstsq(design, gain, rcond=None)[0]
     spread = np.linalg.pinv(design.T @ design)
-    free = len(points) - len(sets) - 1
     rest = gain - design @ solution
-    variance = float(rest @ rest) / free if free > 0 else None
-    at = np.array([*np.full(len(sets), 1 / len(sets)), math.log10(target)])
-    slope = np.array([*np.zeros(len(sets)), 1.0])
+    free = len(points) - 2
+    start, end = design[:, 1].min(), math.log10(target)
+    line = np.linspace(start, end, 41)
 
-    def estimate(direction: Any) -> dict[str, float | None]:
-        from scipy.stats import t  # type: ignore[import-untyped]
-
+    def estimate(*weights: float) -> dict[str, float | None]:
+        direction = np.array(weights)
         value = float(direction @ solution)
-        if variance is None:
+        if free < 1:
             return {"value": _round(value), "low": None, "high": None}
-        half = float(t.ppf(0.975, free)) * math.sqrt(max(variance * float(direction @ spread @ direction), 0.0))
+        half = float(t.ppf(0.975, free) * np.sqrt(rest @ rest / free * (direction @ spread @ direction)))
         return {"value": _round(value), "low": _round(value - half), "high": _round(value + half)}
 
-    line = [at.copy() for _ in range(41)]
-    start = min(math.log10(texts) for _, texts, _ in points)
-    for step, one in enumerate(line):
-        one[-1] = start + (math.log10(target) - start) * step / 40
     return {
         "target": int(target),
         "points": len(points),
         "free": free,
-        "slope": estimate(slope),
-        "at_target": estimate(at),
-        "line": [{"texts": round(10 ** one[-1]), **estimate(one)} for one in line],
+        "slope": estimate(0.0, 1.0),
+        "at_target": estimate(1.0, end),
+        "line": [{"texts": round(10**place), **estimate(1.0, place)} for place in line],
     }
 
 
@@ -157,12 +159,12 @@ def _curve(content: Mapping[str, Any], methods: Sequence[str]) -> str:
         lines.append([method, *cells])
     return "\n\n".join(
         [
-            "Gain is the score minus that of `new`, which is not pretrained; the line is a + b log10(texts), with an "
-            "a for each set and one b for all.",
+            "Gain is the score minus that of `new`, which is not pretrained; the line a + b log10(texts) goes through "
+            "its means over the sets, one for each pretrained model.",
             table(["method", "gain per ten times the texts", f"mean gain at {PAPER_TWEETS:,} texts", "free"], lines),
-            "The intervals are 95 % t intervals with that many degrees of freedom. They say how well these points fix "
-            "the line, not whether a line holds so far beyond them: a score ends at 1, and gains tend to shrink. The "
-            "vocabulary is that of all texts at every size.",
+            "The intervals are 95 % t intervals with that many degrees of freedom; more shares make them narrower. "
+            "They say how well these points fix the line, not whether a line holds so far beyond them: a score ends at 1, "
+            "and gains tend to shrink. The vocabulary is that of all texts at every size.",
         ]
     )
 

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from scipy.stats import linregress  # type: ignore[import-untyped]
 
 from deepmoji import ablations, corpus, stages, tokens, tracking
-from deepmoji.ablation_report import extrapolate
+from deepmoji.ablation_report import extrapolate, mean_gains
 from deepmoji.ablation_stores import derive_store, load_groups
 from deepmoji.checkpoints import load_model
 from deepmoji.cli import main
@@ -275,24 +276,36 @@ def test_groups_are_of_the_published_emojis(name: str, classes: int, emojis: int
 
 
 def test_the_extrapolation_finds_a_line_and_its_doubt() -> None:
-    """Two sets on parallel lines, by hand: slope 0.02 a decade, means 0.12 at 10^5 and so 0.20 at 10^9."""
-    exact = [(name, 10.0**k, a + 0.02 * k) for name, a in (("a", 0.0), ("b", 0.04)) for k in (3, 4, 5)]
-    found = extrapolate(exact, 1e9)
+    found = extrapolate([(10.0**k, 0.06 + 0.02 * (k - 3)) for k in (3, 4, 5)], 1e9)  # by hand: 0.18 at 10^9
     assert found["slope"]["value"] == pytest.approx(0.02, abs=1e-5)
-    assert found["at_target"]["value"] == pytest.approx(0.20, abs=1e-5)
+    assert found["at_target"]["value"] == pytest.approx(0.18, abs=1e-5)
     assert found["at_target"]["high"] - found["at_target"]["low"] < 1e-4
-    assert (found["points"], found["free"]) == (6, 3)
-    # Against scipy's line through one set's points.
-    from scipy.stats import linregress, t  # type: ignore[import-untyped]
-
+    # The textbook's formulas.
     k, y = np.array([3.0, 4.0, 5.0, 6.0]), np.array([0.01, 0.05, 0.04, 0.08])
-    one = extrapolate([("a", 10.0**x, v) for x, v in zip(k, y, strict=True)], 1e9)
+    found = extrapolate([(10.0**x, v) for x, v in zip(k, y, strict=True)], 1e9)
+    assert (found["points"], found["free"]) == (4, 2)
     line = linregress(k, y)
-    half = t.ppf(0.975, 2) * line.stderr
-    assert one["slope"]["low"] == pytest.approx(line.slope - half, abs=2e-5)
-    spread = np.sqrt(((y - line.intercept - line.slope * k) ** 2).sum() / 2 * (1 / 4 + (9 - k.mean()) ** 2 / 5))
-    assert one["at_target"]["high"] == pytest.approx(
-        line.intercept + 9 * line.slope + t.ppf(0.975, 2) * spread, abs=2e-5
-    )
-    few = extrapolate([("a", 1e3, 0.1), ("a", 1e5, 0.2)], 1e9)
+    quantile = 4.302653  # of Student's t, 2 degrees of freedom, 97.5 %
+    assert found["slope"]["low"] == pytest.approx(line.slope - quantile * line.stderr, abs=2e-5)
+    residual = ((y - line.intercept - line.slope * k) ** 2).sum() / 2
+    half = quantile * np.sqrt(residual * (1 / 4 + (9 - k.mean()) ** 2 / 5))
+    assert found["at_target"]["high"] == pytest.approx(line.intercept + 9 * line.slope + half, abs=2e-5)
+    assert found["line"][-1] == {"texts": 10**9, **found["at_target"]}
+    few = extrapolate([(1e3, 0.1), (1e5, 0.2)], 1e9)
     assert few["at_target"]["value"] == pytest.approx(0.4, abs=1e-5) and few["at_target"]["low"] is None
+
+
+def test_more_sets_are_not_more_pretrainings() -> None:
+    """Two sets, three models: three points, at the means over the sets."""
+    content: dict[str, Any] = {"pretrained": {n: {"texts": k} for n, k in (("a", 10), ("b", 100), ("base", 1000))}}
+    scores = {"one": (0.5, 0.6, 0.7), "two": (0.6, 0.6, 0.9)}
+    content["datasets"] = {
+        name: {
+            "new": {"rows": [{"method": "base", "mean": 0.4}]},
+            "last": {"rows": [{"method": m, "mean": v} for m, v in zip(("a", "b", "base"), values, strict=True)]},
+        }
+        for name, values in scores.items()
+    }
+    points = mean_gains(content, "last")
+    np.testing.assert_allclose(points, [(10, 0.15), (100, 0.2), (1000, 0.4)])
+    assert extrapolate(points, 1e9)["free"] == 1

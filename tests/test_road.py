@@ -99,8 +99,7 @@ def test_dvc_shows_numbers_and_plots(tiny_project: Path) -> None:
     plots = json.loads(done.stdout)["data"]
     assert set(plots) == {"artifacts/benchmark/means.csv", "artifacts/pretrained/metrics.json"}
     (bars,) = plots["artifacts/benchmark/means.csv"]
-    values = json.loads(bars["content"])["data"]["values"] if isinstance(bars["content"], str) else bars["datapoints"]
-    assert {row["row"]: float(row["mean"]) for row in values} == {
+    assert {row["row"]: float(row["mean"]) for row in bars["content"]["data"]["values"]} == {
         f"sample-sentiment: {method}": pytest.approx(numbers["mean"]) for method, numbers in scores.items()
     }
 
