@@ -26,7 +26,8 @@ MARK_SECONDS = 180
 SETTINGS: dict[str, Any] = {
     "learning_rate": 0.001, "finetune_rate": 0.0003, "batch_size": 64, "epochs": 30, "epoch_size": 1000,
     "patience": 3, "max_length": None, "new_words": 10000, "embedding_dropout": 0.25, "final_dropout": 0.5,
-    "embedding_l2": 1e-6, "class_average": False, "balance": 0.0, "schedules": {}, "seeds": [1],
+    "embedding_l2": 1e-6, "class_average": False, "balance": 0.0, "class_weights": "none",
+    "schedules": {}, "seeds": [1],
 }  # fmt: skip
 
 
@@ -43,7 +44,7 @@ def plain_seconds(dataset: Any, start: Path, steps: int) -> float:
     phase_keys = ("learning_rate", "finetune_rate", "epochs", "patience", "epoch_size", "schedules")
     phases = phases_for("full", **{key: SETTINGS[key] for key in phase_keys})
     prepared = prepare(dataset, folder.vocabulary, max_length=None, new_words=0)
-    options = Options(phases, SETTINGS["batch_size"], 0.0, 1e-6, 0.25, 0.5)
+    options = Options(phases, SETTINGS["batch_size"], 0.0, "none", 1e-6, 0.25, 0.5)
     model = starting_model(folder, len(folder.vocabulary), 1, "binary", options, seed=1, fresh=False)
     part = prepared.examples["train"]
     count = len(part.rows)

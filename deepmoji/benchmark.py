@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from deepmoji.baselines import BASELINES, check_baseline, run_baseline
-from deepmoji.datasets import CATALOG, Dataset, load_dataset
+from deepmoji.datasets import CATALOG, Dataset, load_dataset, shared_texts
 from deepmoji.errors import InputError
 from deepmoji.metrics import Scorer, scorer
 from deepmoji.predictions import Predictions, comparable, read_predictions, rescore
@@ -51,7 +51,7 @@ def benchmark(
     seed: int,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Compare everything found and write report.json, report.md, scores.csv and a plot for each set.
+    """Compare everything found and write report.json, report.md, two tables and a plot for each set.
 
     datasets: folder of <name>.parquet. finetuned: folder of <dataset>/<method>/ as `finetune` writes them.
     baselines: names in baselines.BASELINES, run here. bootstrap: number of resamples.
@@ -79,7 +79,7 @@ def benchmark(
             for judged in [run_baseline(name, dataset, seed)]
         ]
         for method in methods:
-            entry = _read_entry(finetuned / dataset.name / method, dataset, method)
+            entry = read_entry(finetuned / dataset.name / method, dataset, method)
             if entry is None:
                 content["missing"].append({"dataset": dataset.name, "method": method})
                 logger.warning("%s by %s was not fine-tuned: it is missing from the table", dataset.name, method)
@@ -103,10 +103,12 @@ def benchmark(
     }
 
 
-def compare(dataset: Dataset, entries: Sequence[Entry], bootstrap: int, seed: int) -> dict[str, Any]:
+def compare(
+    dataset: Dataset, entries: Sequence[Entry], bootstrap: int, seed: int, reference: str = REFERENCE
+) -> dict[str, Any]:
     """One set's part of the report: a row for each entry, in the order of `entries`.
 
-    A row has mean and std (over seeds), low and high (95 % of the resamples), and, where the reference method is
+    A row has mean and std (over seeds), low and high (95 % of the resamples), and, where the method `reference` is
     among the entries, `against`: the reference's mean minus this one's, with its interval and p-value.
     """
     classes = len(dataset.classes)
@@ -135,18 +137,19 @@ def compare(dataset: Dataset, entries: Sequence[Entry], bootstrap: int, seed: in
             "test": [{name: _round(value) for name, value in figures.items()} for figures in entry.test],
             **entry.facts,
         }
-        if REFERENCE in scorers and entry.method != REFERENCE:
-            row["against"] = _paired(resampled[REFERENCE], resampled[entry.method])
+        if reference in scorers and entry.method != reference:
+            row["against"] = _paired(resampled[reference], resampled[entry.method])
         rows.append(row)
     means = {row["method"]: row["mean"] for row in rows}
     for row in rows:
         if "against" in row:
-            row["against"]["difference"] = _round(means[REFERENCE] - row["mean"])
+            row["against"]["difference"] = _round(means[reference] - row["mean"])
     return {
         "metric": dataset.metric,
         "task": dataset.task,
         "classes": list(dataset.classes),
         "texts": {split: int((dataset.splits == split).sum()) for split in ("train", "val", "test")},
+        "shared": shared_texts(dataset),
         "paper": dict(dataset.paper),
         "peers": dict(CATALOG[dataset.name].peers) if dataset.name in CATALOG else {},
         "rows": rows,
@@ -161,7 +164,7 @@ def _methods(finetuned: Path) -> list[str]:
     return [name for name in STANDARD_METHODS if name in found] + sorted(found - set(STANDARD_METHODS))
 
 
-def _read_entry(folder: Path, dataset: Dataset, method: str) -> Entry | None:
+def read_entry(folder: Path, dataset: Dataset, method: str) -> Entry | None:
     """A fine-tune's results; None where there is none (results.json is written last)."""
     source = folder / "results.json"
     if not source.is_file():

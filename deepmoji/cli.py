@@ -195,6 +195,29 @@ def benchmark(given: Path | None) -> None:
     _run_stage(given, "benchmark")
 
 
+@cli.command()
+@click.argument("name")
+@click.option("--dataset", "sets", multiple=True, help="A set of params.yaml; may come again. By default all.")
+@click.option(
+    "--method", "methods", multiple=True, help="A method of params.yaml, as --dataset. By default all but new."
+)
+@click.option("--share", "shares", multiple=True, type=float, help="For size: a share of the texts; may come again.")
+@click.pass_obj
+def ablation(
+    given: Path | None, name: str, sets: tuple[str, ...], methods: tuple[str, ...], shares: tuple[float, ...]
+) -> None:
+    """What one part of the recipe is worth. NAME: posneg, types8, no-attention or size.
+
+    Pretrains and fine-tunes again with that one thing changed, and compares with the road's results, which must be
+    there. What was made before is not made again.
+    """
+    from deepmoji import stages
+
+    numbers = stages.ablation(_project(given), name, sets, methods, shares)
+    click.echo(json.dumps(stages.only_numbers(numbers), indent=2, sort_keys=True))
+    click.echo(f"report: {numbers['report']}", err=True)
+
+
 # --- using a model --------------------------------------------------------------------------------------------------
 
 
@@ -350,11 +373,12 @@ def compress(folder: Path, out: Path, storage: str, words: int | None, note: Pat
 @click.argument("path", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
 @click.option("--vocabulary", type=click.Path(path_type=Path), help="The published vocabulary.json.")
-def import_weights(path: Path, out: Path, vocabulary: Path | None) -> None:
+@click.option("--labels", help="What the outputs stand for, in order: a label set of the package, or a file.")
+def import_weights(path: Path, out: Path, vocabulary: Path | None, labels: str | None) -> None:
     """Turn published weights (Keras .hdf5 or torchMoji .bin) into a model folder OUT."""
     from deepmoji import weights
 
-    weights.import_weights(path, out, vocabulary=vocabulary)
+    weights.import_weights(path, out, vocabulary=vocabulary, labels=labels)
     click.echo(str(out))
 
 

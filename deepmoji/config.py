@@ -6,10 +6,10 @@ arguments of its stage's function, so nothing is configured elsewhere.
 
 import shutil
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from deepmoji.errors import UsageError
@@ -18,6 +18,18 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
 METHODS = ("new", "last", "full", "chain-thaw")
 Rate = Annotated[float, Field(gt=0)]
+Item = TypeVar("Item")
+
+
+def _each_once(values: list[Item]) -> list[Item]:
+    """A name given twice would be run, counted and averaged twice."""
+    for value in values:
+        if values.count(value) > 1:
+            raise ValueError(f"{value!r} comes twice, name each once")
+    return values
+
+
+Names = Annotated[list[str], Field(min_length=1), AfterValidator(_each_once)]
 
 
 class Section(BaseModel):
@@ -45,7 +57,7 @@ class IngestParams(Section):
 
 
 class DatasetsParams(Section):
-    names: Annotated[list[str], Field(min_length=1)]
+    names: Names
 
 
 class ValidateParams(Section):
@@ -78,6 +90,7 @@ class PretrainParams(Section):
     balance: Share
     precision: Literal["auto", "fp32", "bf16"]
     checkpoint_seconds: Annotated[float, Field(ge=0)]
+    sentiment_ranking: str | None
     seed: int
 
 
@@ -92,9 +105,9 @@ class PhaseParams(Section):
 
 
 class FinetuneParams(Section):
-    methods: Annotated[list[str], Field(min_length=1)]
+    methods: Names
     schedules: dict[str, list[PhaseParams]]
-    seeds: Annotated[list[int], Field(min_length=1)]
+    seeds: Annotated[list[int], Field(min_length=1), AfterValidator(_each_once)]
     learning_rate: Rate
     finetune_rate: Rate
     batch_size: Count
@@ -108,6 +121,13 @@ class FinetuneParams(Section):
     embedding_l2: Annotated[float, Field(ge=0)]
     class_average: bool
     balance: Share
+    class_weights: Literal["none", "balanced"]
+
+    @model_validator(mode="after")
+    def _one_remedy(self) -> Self:
+        if self.balance and self.class_weights != "none":
+            raise ValueError("balance and class_weights would both make rare classes count more: take one of them")
+        return self
 
     @model_validator(mode="after")
     def _known_methods(self) -> Self:
@@ -119,7 +139,10 @@ class FinetuneParams(Section):
 
 
 class BenchmarkParams(Section):
-    baselines: list[Literal["majority", "tfidf", "minilm", "lstm", "badjatiya", "badjatiya-leaky"]]
+    baselines: Annotated[
+        list[Literal["majority", "tfidf", "minilm", "lstm", "badjatiya", "badjatiya-leaky"]],
+        AfterValidator(_each_once),
+    ]
     bootstrap: Count
     seed: int
 
@@ -177,7 +200,8 @@ def load_params(path: Path) -> Params:
 def _describe(issue: ErrorDetails) -> str:
     place = ".".join(str(part) for part in issue["loc"]) or "the file"
     came = "" if issue["type"] == "missing" else f", got {issue['input']!r:.60}"
-    return f"{place}: {issue['msg'].lower()}{came}"
+    message = issue["msg"].removeprefix("Value error, ")  # which is how pydantic begins our own sentences
+    return f"{place}: {message[:1].lower()}{message[1:]}{came}"
 
 
 def preset_names(project: Path) -> list[str]:
@@ -188,7 +212,7 @@ def use_preset(project: Path, name: str, data: Path | None) -> Params:
     """Make a preset the project's params.yaml, optionally with another data folder.
 
     Results of the preset before leave `artifacts/`; DVC's cache keeps them, and the next `dvc repro` under
-    that preset brings them back without computing.
+    that preset brings them back without computing. Ablations stay: no cache has them, and each knows its options.
     """
     source = project / "presets" / f"{name}.yaml"
     if not source.is_file():
@@ -208,7 +232,9 @@ def use_preset(project: Path, name: str, data: Path | None) -> Params:
     beside = target.with_suffix(".tmp")
     beside.write_text(text, encoding="utf-8")
     beside.replace(target)
-    shutil.rmtree(project / "artifacts", ignore_errors=True)
+    for path in (project / "artifacts").glob("*"):
+        if path.name != "ablations":
+            shutil.rmtree(path, ignore_errors=True)
     return load_params(target)
 
 

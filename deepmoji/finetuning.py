@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from deepmoji.cards import finetuned_card
 from deepmoji.checkpoints import ModelFolder, load_model, save_model
 from deepmoji.datasets import Dataset
+from deepmoji.errors import UsageError
 from deepmoji.model import LAYERS, DeepMoji, Task, probabilities
 from deepmoji.predictions import Judged, judge, rows_of, write_predictions
 from deepmoji.schedules import METHODS, phases_for, trains_embedding
@@ -33,7 +34,9 @@ logger = logging.getLogger(__name__)
 Report = Callable[[dict[str, float], int], None]
 SeedReport = Callable[[int, Mapping[str, Any]], None]
 SPLITS = ("train", "val", "test")
+CLASS_WEIGHTS = ("none", "balanced")
 LENGTH_PERCENTILE = 80  # of the training texts fit whole (paper's code); what is cut is counted in results.json
+MAX_CLASS_WEIGHT = 10.0  # a class of a few rows would otherwise steer every batch that holds one of them
 MIN_COUNT = 2  # a word seen once gets a vector that fits that one text
 
 
@@ -54,6 +57,7 @@ class Options:
     phases: list[Phase]
     batch_size: int
     balance: float
+    class_weights: str
     embedding_l2: float
     embedding_dropout: float
     final_dropout: float
@@ -78,6 +82,7 @@ def finetune(
     embedding_l2: float,
     class_average: bool,
     balance: float,
+    class_weights: str,
     schedules: Mapping[str, Sequence[Mapping[str, Any]]],
     seeds: Sequence[int],
     report: Report | None = None,
@@ -93,12 +98,16 @@ def finetune(
     class_average: for sets with several labels a row, and where the metric is the class-average F1, judge one
         binary model per class, all from the same start, as the paper does. The model folder then still holds a
         model of all classes, trained beside them.
-    balance: 0 = classes as they come, 1 = equally often.
+    balance: 0 = classes as they come, 1 = equally often. class_weights: none, or balanced = the loss of a class
+        counts by the inverse of its frequency among the training texts, at most MAX_CLASS_WEIGHT times.
 
     `out` gets, besides the model: predictions.parquet (test rows of every seed) and results.json, written last.
     report(metrics, step) hears of every epoch, report_seed(seed, numbers) of every finished seed.
-    Returns the content of results.json. UsageError: an unknown method or layer; InputError: an empty split.
+    Returns the content of results.json. UsageError: an unknown method, layer or kind of class weights; InputError:
+    an empty split.
     """
+    if class_weights not in CLASS_WEIGHTS:
+        raise UsageError(f"There are no class weights {class_weights!r}: choose one of {', '.join(CLASS_WEIGHTS)}.")
     phases = phases_for(
         method,
         learning_rate=learning_rate,
@@ -112,7 +121,7 @@ def finetune(
     phases = _existing(phases, start.model, own=method in schedules)
     extend = new_words if method != "new" and trains_embedding(phases) else 0
     prepared = prepare(dataset, start.vocabulary, max_length=max_length, new_words=extend)
-    options = Options(phases, batch_size, balance, embedding_l2, embedding_dropout, final_dropout)
+    options = Options(phases, batch_size, balance, class_weights, embedding_l2, embedding_dropout, final_dropout)
     split_models = class_average and (dataset.task == "multilabel" or dataset.metric == "class_average_f1")
     best: tuple[float, int, DeepMoji, Judged] | None = None
     runs: list[dict[str, Any]] = []
@@ -227,7 +236,7 @@ def _run_all_classes(
     task: Task = dataset.task  # type: ignore[assignment]
     words = len(prepared.vocabulary)
     model = starting_model(start, words, columns, task, options, seed=seed, fresh=method == "new")
-    history = _fit(model, prepared.examples, options, seed, _prefixed(report, f"seed_{seed}"))
+    history = _fit(model, prepared.examples, options, seed, prefixed(report, f"seed_{seed}"))
     val, test = (predict(model, prepared.examples[split]) for split in ("val", "test"))
     return model, judge(dataset, seed, val, test), history
 
@@ -246,7 +255,7 @@ def _run_per_class(
     for k in range(len(dataset.classes)):
         examples = {split: _one_class(part, k) for split, part in prepared.examples.items()}
         model = starting_model(start, len(prepared.vocabulary), 1, "binary", options, seed=seed, fresh=method == "new")
-        _fit(model, examples, options, seed, _prefixed(report, f"seed_{seed}/class_{k}"))
+        _fit(model, examples, options, seed, prefixed(report, f"seed_{seed}/class_{k}"))
         for split, parts in columns.items():
             parts.append(predict(model, examples[split])[:, 1])
     val, test = (np.stack(columns[split], axis=1) for split in ("val", "test"))
@@ -256,6 +265,8 @@ def _run_per_class(
 def _fit(
     model: DeepMoji, examples: Mapping[str, Examples], options: Options, seed: int, report: Report | None
 ) -> list[dict[str, Any]]:
+    columns = 2 if model.task == "binary" else model.output.out_features
+    weights = balanced_weights(examples["train"].targets, columns) if options.class_weights == "balanced" else None
     result = fit(
         model,
         examples["train"],
@@ -264,10 +275,26 @@ def _fit(
         batch_size=options.batch_size,
         seed=seed,
         balance=options.balance,
+        class_weights=weights,
         embedding_l2=options.embedding_l2,
         report=report,
     )
     return result.phases
+
+
+def balanced_weights(targets: NDArray[Any], classes: int) -> NDArray[np.float64]:
+    """Factors (C,) of the loss by inverse frequency, between 1 / MAX_CLASS_WEIGHT and MAX_CLASS_WEIGHT.
+
+    Of class ids (P,): rows / (classes * rows of the class), so that every class has the same total. Of several
+    labels a row (P, C): rows without the label / rows with it, the factor of its positives.
+    """
+    if targets.ndim == 2:
+        positive = (targets > 0.5).sum(axis=0)
+        raw = (len(targets) - positive) / np.maximum(positive, 1)
+    else:
+        raw = len(targets) / (classes * np.maximum(np.bincount(targets, minlength=classes), 1))
+    weights: NDArray[np.float64] = np.clip(raw, 1 / MAX_CLASS_WEIGHT, MAX_CLASS_WEIGHT)
+    return weights
 
 
 def predict(model: DeepMoji, examples: Examples) -> NDArray[np.float32]:
@@ -292,7 +319,8 @@ def _one_class(examples: Examples, k: int) -> Examples:
     return Examples(examples.ids, examples.offsets, examples.rows, targets.astype(np.int64))
 
 
-def _prefixed(report: Report | None, prefix: str) -> Report | None:
+def prefixed(report: Report | None, prefix: str) -> Report | None:
+    """The same report, with `prefix`/ before every name."""
     if report is None:
         return None
 

@@ -2,7 +2,7 @@
 
 import csv
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from scipy.cluster.hierarchy import dendrogram, linkage  # type: ignore[import-u
 from scipy.spatial.distance import squareform  # type: ignore[import-untyped]
 from scipy.stats import spearmanr  # type: ignore[import-untyped]
 
+from deepmoji.emojis import normalize
 from deepmoji.errors import InputError
 from deepmoji.model import DeepMoji, lengths_of, probabilities
 from deepmoji.vocabulary import Vocabulary
@@ -70,11 +71,11 @@ def phrase_predictions(
     return rows
 
 
-def sentiment_agreement(likeness: Floats, labels: Sequence[str], ranking: Path) -> float:
-    """Spearman correlation, over pairs of labels, of the model's likeness and nearness in sentiment.
+def read_sentiments(ranking: Path, labels: Sequence[str]) -> dict[str, float]:
+    """The mean sentiment (-1 to 1) of each label that a CSV of counts knows.
 
-    `ranking`: CSV with columns Emoji, Negative, Neutral, Positive (counts), as the Emoji Sentiment Ranking.
-    Nearness is minus the distance of the two mean sentiments. InputError: a file of another form.
+    `ranking` has the columns Emoji, Negative, Neutral, Positive, as the Emoji Sentiment Ranking.
+    InputError: a file of another form, or one that knows fewer than 3 of the labels.
     """
     wanted = {"Emoji", "Negative", "Neutral", "Positive"}
     try:
@@ -85,13 +86,25 @@ def sentiment_agreement(likeness: Floats, labels: Sequence[str], ranking: Path) 
     if not rows or not wanted <= set(rows[0]):
         raise InputError(f"{ranking} lacks one of the columns {', '.join(sorted(wanted))}: name another file.")
     known = {}
-    for row in rows:
-        negative, neutral, positive = (float(row[name]) + 1 for name in ("Negative", "Neutral", "Positive"))
-        known[row["Emoji"].replace("\ufe0f", "")] = (positive - negative) / (negative + neutral + positive)
-    places = [i for i, label in enumerate(labels) if label.replace("\ufe0f", "") in known]
-    if len(places) < 3:
-        raise InputError(f"{ranking} knows {len(places)} of the labels: at least 3 are needed to compare.")
-    values = np.array([known[labels[i].replace("\ufe0f", "")] for i in places])
+    for number, row in enumerate(rows, start=2):
+        try:
+            negative, neutral, positive = (float(row[name]) + 1 for name in ("Negative", "Neutral", "Positive"))
+        except (TypeError, ValueError):
+            raise InputError(f"{ranking}, row {number}: the counts are no numbers, mend the row.") from None
+        known[normalize(row["Emoji"])] = (positive - negative) / (negative + neutral + positive)
+    found = {label: known[label] for label in labels if label in known}
+    if len(found) < 3:
+        raise InputError(f"{ranking} knows {len(found)} of the labels: at least 3 are needed to compare.")
+    return found
+
+
+def sentiment_agreement(likeness: Floats, labels: Sequence[str], sentiments: Mapping[str, float]) -> float:
+    """Spearman correlation, over pairs of labels, of the model's likeness (C, C) and nearness in sentiment.
+
+    Nearness is minus the distance of two sentiments; labels without one are left out.
+    """
+    places = [i for i, label in enumerate(labels) if label in sentiments]
+    values = np.array([sentiments[labels[i]] for i in places])
     upper = np.triu_indices(len(places), 1)
     nearness = -np.abs(values[:, None] - values[None, :])
     return float(spearmanr(likeness[np.ix_(places, places)][upper], nearness[upper]).statistic)

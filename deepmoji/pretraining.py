@@ -20,7 +20,14 @@ from numpy.typing import NDArray
 from deepmoji.checkpoints import clear_state, count_parameters, save_model, write_json
 from deepmoji.emojis import load_labels
 from deepmoji.errors import InputError, TrainingError
-from deepmoji.insight import draw_plots, nearest_labels, phrase_predictions, sentiment_agreement, similarities
+from deepmoji.insight import (
+    draw_plots,
+    nearest_labels,
+    phrase_predictions,
+    read_sentiments,
+    sentiment_agreement,
+    similarities,
+)
 from deepmoji.model import DeepMoji
 from deepmoji.progress import Report
 from deepmoji.tokens import Examples, load_store, read_meta
@@ -64,6 +71,8 @@ def pretrain(
     """
     vocabulary = Vocabulary.load(tokens / "vocabulary.json")
     labels = load_labels(tokens / "labels.json").names
+    # Read before the hours of training, not after them.
+    sentiments = read_sentiments(sentiment_ranking, labels) if sentiment_ranking is not None else None
     splits = {name: _load_split(tokens / name, vocabulary) for name in ("train", "val", "test")}
     max_length = int(read_meta(tokens / "train")["max_length"])
     with _processes() as rank:
@@ -105,8 +114,8 @@ def pretrain(
         "test_examples": len(test.rows),
     }
     likeness = similarities(logits)
-    if sentiment_ranking is not None:
-        metrics["sentiment_rank_correlation"] = sentiment_agreement(likeness, labels, sentiment_ranking)
+    if sentiments is not None:
+        metrics["sentiment_rank_correlation"] = sentiment_agreement(likeness, labels, sentiments)
     insight = {
         "nearest": nearest_labels(likeness, labels),
         "phrases": phrase_predictions(model, vocabulary, labels, max_length),

@@ -20,12 +20,21 @@ METRIC_NAMES = {
 
 
 def write_report(out: Path, content: Mapping[str, Any]) -> None:
-    """Write report.md, scores.csv, methods.png and <dataset>.png for what `benchmark` found."""
+    """Write report.md, scores.csv, means.csv, methods.png and <dataset>.png for what `benchmark` found."""
     (out / "report.md").write_text(markdown(content), encoding="utf-8")
     with (out / "scores.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["dataset", "method", "seed", "metric", "value"])
         writer.writerows(flat_scores(content))
+    with (out / "means.csv").open("w", encoding="utf-8", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["row", "metric", "mean", "low", "high"])
+        # One line a bar: `dvc plots` would stack the seeds and metrics of scores.csv.
+        writer.writerows(
+            [f"{name}: {row['method']}", entry["metric"], row["mean"], row["low"], row["high"]]
+            for name, entry in content["datasets"].items()
+            for row in entry["rows"]
+        )
     _draw(out / "methods.png", content["datasets"])
     for name, entry in content["datasets"].items():
         _draw(out / f"{name}.png", {name: entry})
@@ -86,7 +95,7 @@ def _overview(content: Mapping[str, Any]) -> str:
         best = max((row["mean"] for row in rows.values()), default=0.0)
         cells = [_mean(rows.get(method), best) for method in methods]
         lines.append([name, METRIC_NAMES[entry["metric"]], *cells, _number(entry["paper"].get("chain-thaw"))])
-    return _table(["set", "metric", *methods, "paper"], lines)
+    return table(["set", "metric", *methods, "paper"], lines)
 
 
 def _wins(content: Mapping[str, Any]) -> str:
@@ -105,7 +114,7 @@ def _wins(content: Mapping[str, Any]) -> str:
             lines.append([method, str(len(compared)), str(higher), str(sure), str(worse)])
     if not lines:
         return f"No set has both {content['reference']} and another row."
-    return _table(["against", "sets", "higher", "surely higher", "surely lower"], lines)
+    return table(["against", "sets", "higher", "surely higher", "surely lower"], lines)
 
 
 def _facts(entry: Mapping[str, Any]) -> str:
@@ -115,6 +124,8 @@ def _facts(entry: Mapping[str, Any]) -> str:
         f"{name[0].upper()}{name[1:]}, {len(entry['classes'])} classes, "
         f"{texts['train']:,} / {texts['val']:,} / {texts['test']:,} texts to train, validate, test."
     ]
+    if known := entry["shared"]["train-test"]:
+        parts.append(f"{known:,} of the test texts stand in the training rows too.")
     encoded: dict[str, list[str]] = {}
     for row in entry["rows"]:
         if "truncated" in row:
@@ -145,7 +156,7 @@ def _table_of(entry: Mapping[str, Any]) -> str:
     ours = {row["method"] for row in entry["rows"]}
     others = {name: value for name, value in entry["paper"].items() if name not in ours} | entry["peers"]
     lines += [[f"published: {name}", "", "", "", "", "", _number(value)] for name, value in others.items()]
-    return _table(["method", "score", "seeds", "interval", "gain of chain-thaw", "p", "published"], lines)
+    return table(["method", "score", "seeds", "interval", "gain of chain-thaw", "p", "published"], lines)
 
 
 def _missing(content: Mapping[str, Any]) -> str:
@@ -175,7 +186,7 @@ def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(header: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """A Markdown table whose columns line up in plain text too; the first column left, the others right."""
     widths = [max(len(line[k]) for line in (header, *lines)) for k in range(len(header))]
 

@@ -6,7 +6,7 @@ A stage function lives in the module of its trade and knows nothing of params.ya
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -162,7 +162,7 @@ def pretrain(project: Project) -> Numbers:
     from deepmoji.pretraining import pretrain as run_pretrain
 
     source, out = project.artifacts / "tokens", project.artifacts / "pretrained"
-    options = project.params.section("pretrain")
+    options = _pretrain_options(project)
     options["checkpoints"] = project.state / "checkpoints" / "pretrain"
     if os.environ.get("RANK", "0") != "0":
         # Under torchrun the first process alone writes and tells MLflow.
@@ -277,6 +277,71 @@ def finetune_own(
         project.root, folder, f"deepmoji-{name}", tags=tags, metrics=flatten(numbers[dataset.name][method])
     )
     return {"version": version, "model": str(folder), "report": str(target / "report" / "report.md"), "scores": numbers}
+
+
+def ablation(
+    project: Project, name: str, sets: Sequence[str] = (), methods: Sequence[str] = (), shares: Sequence[float] = ()
+) -> Numbers:
+    """An ablation of the paper beside the road, below artifacts/ablations; see `ablations.ablate`.
+
+    With the options of params.yaml, on its sets and by its methods (but new) unless others are named.
+    """
+    from deepmoji import ablations
+
+    params = project.params
+    foreign = sorted(set(sets) - set(params.datasets.names)) + sorted(set(methods) - set(params.finetune.methods))
+    if foreign:
+        raise UsageError(
+            f"{foreign[0]!r} is not in params.yaml: choose among the sets {', '.join(params.datasets.names)} "
+            f"and the methods {', '.join(params.finetune.methods)}."
+        )
+    ablations.variants_of(name, shares)  # refused before MLflow hears of it
+    pretraining, finetuning = _pretrain_options(project), params.section("finetune")
+    del finetuning["methods"]
+    road = ablations.Road(
+        tokens=project.artifacts / "tokens",
+        datasets=project.artifacts / "datasets",
+        pretrained=project.artifacts / "pretrained",
+        finetuned=project.artifacts / "finetuned",
+        pretrain=pretraining,
+        finetune=finetuning,
+        bootstrap=params.benchmark.bootstrap,
+        seed=params.benchmark.seed,
+    )
+    out = project.artifacts / "ablations" / name
+    with tracking.start_run(
+        project.root,
+        experiment="ablation",
+        name=name,
+        params={"ablation": name, **{f"pretrain.{key}": value for key, value in pretraining.items()}},
+        tags={"stage": "ablation", "preset": params.preset, "ablation": name},
+    ) as run:
+
+        def report_run(variant: str, dataset: str, method: str, seed: int, numbers: Mapping[str, Any]) -> None:
+            facts = {"variant": variant, "dataset": dataset, "method": method, "seed": seed}
+            run.child(f"{variant}/{dataset}/{method}/seed {seed}", facts, flatten(numbers))
+
+        content = ablations.ablate(
+            name,
+            road,
+            out,
+            project.state / "ablations" / name,
+            sets=sets or params.datasets.names,
+            methods=methods or [method for method in params.finetune.methods if method != "new"],
+            shares=shares,
+            report=run.metrics,
+            report_run=report_run,
+        )
+        run.metrics(flatten(content["summary"]), 0)
+        for path in (out / "report.md", out / "report.json", *sorted(out.glob("curve.*"))):
+            run.artifacts(path)
+    return {"report": str(out / "report.md"), **content["summary"]}
+
+
+def _pretrain_options(project: Project) -> dict[str, Any]:
+    options = project.params.section("pretrain")
+    ranking = options["sentiment_ranking"]
+    return options | {"sentiment_ranking": project.data / ranking if ranking is not None else None}
 
 
 def benchmark(project: Project) -> Numbers:

@@ -148,7 +148,7 @@ def test_the_report_holds_everything(folders: tuple[Path, Path], tmp_path: Path)
     out = tmp_path / "benchmark"
     numbers = benchmark(*folders, out, **SETTINGS, report=lambda metrics, step: told.append((metrics, step)))
     assert {path.name for path in out.iterdir()} == {
-        "report.json", "report.md", "scores.csv", "methods.png", "toy.png", "other.png",
+        "report.json", "report.md", "scores.csv", "means.csv", "methods.png", "toy.png", "other.png",
     }  # fmt: skip
     content = json.loads((out / "report.json").read_text(encoding="utf-8"))
     assert list(numbers) == list(content["datasets"]) == ["other", "toy"]
@@ -166,6 +166,11 @@ def test_the_report_holds_everything(folders: tuple[Path, Path], tmp_path: Path)
     assert [part for part in wanted if part not in text] == []
     with (out / "scores.csv").open(encoding="utf-8") as stream:
         lines = list(csv.DictReader(stream))
+    with (out / "means.csv").open(encoding="utf-8") as stream:
+        bars = {line["row"]: float(line["mean"]) for line in csv.DictReader(stream)}
+    assert bars == {
+        f"{name}: {row['method']}": row["mean"] for name, entry in content["datasets"].items() for row in entry["rows"]
+    }
     seeds = {line["seed"] for line in lines if line["dataset"] == "toy" and line["method"] == "mine"}
     assert seeds == {"1", "2", "3"}
     (value,) = {
@@ -174,6 +179,23 @@ def test_the_report_holds_everything(folders: tuple[Path, Path], tmp_path: Path)
         if (line["dataset"], line["method"], line["seed"], line["metric"]) == ("toy", "mine", "2", "macro_f1")
     }
     assert value == content["datasets"]["toy"]["rows"][-1]["scores"][1]
+
+
+def test_test_texts_that_were_trained_on_are_named(tmp_path: Path) -> None:
+    dataset = make_dataset("toy")
+    texts = [f"text {row}" for row in range(len(dataset.texts))]
+    train, test = (np.flatnonzero(dataset.splits == split) for split in ("train", "test"))
+    for copies, sentence in ((3, "3 of the test texts stand in the training rows too."), (0, "")):
+        for row in range(copies):
+            texts[test[row]] = texts[train[0]]
+        folder = tmp_path / str(copies)
+        save_dataset(replace(dataset, texts=list(texts)), folder / "datasets" / "toy.parquet")
+        write_finetuned(folder / "finetuned", dataset, "last", 0.8)
+        benchmark(folder / "datasets", folder / "finetuned", folder / "out", **{**SETTINGS, "baselines": []})
+        text = (folder / "out" / "report.md").read_text(encoding="utf-8")
+        assert ("stand in the training rows" in text) == bool(copies)
+        assert sentence in text
+        texts = [f"text {row}" for row in range(len(dataset.texts))]
 
 
 def test_published_figures_of_others_stand_beside_ours(tmp_path: Path) -> None:

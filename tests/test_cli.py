@@ -72,3 +72,8 @@ def test_datasets_lists_name_task_metric_and_licence() -> None:
     lines = done.stdout.splitlines()
     assert lines[0].split() == ["name", "task", "metric", "licence"]
     assert any(line.startswith("SS-Youtube ") and "binary" in line for line in lines)
+    real = [line for line in lines[1:] if not line.startswith("sample-")]
+    assert len(real) == 17
+    # A licence note, after the three columns that are one word each.
+    assert all(len(line.split(maxsplit=3)[3].split()) >= 3 for line in real)
+    assert all(any(word in line for word in ("use", "MIT", "Apache")) for line in real)

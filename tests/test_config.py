@@ -47,6 +47,35 @@ def test_a_file_of_another_kind_is_one_sentence(project: Path, content: str) -> 
         load_params(project / "params.yaml")
 
 
+@pytest.mark.parametrize(
+    ("section", "key", "value", "twice"),
+    [
+        ("datasets", "names", ["SS-Twitter", "Olympic", "SS-Twitter"], "'SS-Twitter'"),
+        ("finetune", "methods", ["last", "last"], "'last'"),
+        ("finetune", "seeds", [1, 2, 1], "1"),
+        ("benchmark", "baselines", ["tfidf", "majority", "tfidf"], "'tfidf'"),
+    ],
+)
+def test_a_name_that_comes_twice_is_refused(
+    section: str, key: str, value: list[object], twice: str, project: Path
+) -> None:
+    change(project, section, **{key: value})
+    with pytest.raises(UsageError, match=rf"{section}\.{key}: {twice} comes twice") as caught:
+        load_params(project / "params.yaml")
+    assert "1 problem(s)" in str(caught.value)
+
+
+def test_rare_classes_are_favoured_in_one_way(project: Path) -> None:
+    change(project, "finetune", class_weights="balanced")
+    assert load_params(project / "params.yaml").finetune.class_weights == "balanced"
+    change(project, "finetune", balance=0.5)
+    with pytest.raises(UsageError, match="balance and class_weights"):
+        load_params(project / "params.yaml")
+    change(project, "finetune", balance=0.0, class_weights="heavy")
+    with pytest.raises(UsageError, match=r"class_weights.*'heavy'"):
+        load_params(project / "params.yaml")
+
+
 def test_whole_numbers_pass_as_rates(project: Path) -> None:
     change(project, "pretrain", checkpoint_seconds=1)
     assert load_params(project / "params.yaml").pretrain.checkpoint_seconds == 1.0
@@ -78,11 +107,12 @@ def test_real_preset_without_data_is_refused(project: Path) -> None:
 
 
 def test_another_preset_clears_results_and_the_same_keeps_them(project: Path) -> None:
-    (project / "artifacts" / "corpus").mkdir(parents=True)
+    for name in ("corpus", "ablations"):
+        (project / "artifacts" / name).mkdir(parents=True)
     use_preset(project, "sample", None)
-    assert (project / "artifacts").exists()
+    assert (project / "artifacts" / "corpus").exists()
     use_preset(project, "laptop", project)
-    assert not (project / "artifacts").exists()
+    assert [path.name for path in (project / "artifacts").iterdir()] == ["ablations"]
 
 
 def test_project_is_found_from_below_and_missed_elsewhere(

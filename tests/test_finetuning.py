@@ -14,7 +14,16 @@ from torch import Tensor
 from deepmoji.checkpoints import load_model, save_model
 from deepmoji.datasets import Dataset
 from deepmoji.errors import InputError, UsageError
-from deepmoji.finetuning import METHODS, default_length, finetune, frequent_unknown, phases_for, prepare
+from deepmoji.finetuning import (
+    MAX_CLASS_WEIGHT,
+    METHODS,
+    balanced_weights,
+    default_length,
+    finetune,
+    frequent_unknown,
+    phases_for,
+    prepare,
+)
 from deepmoji.model import LAYERS, DeepMoji
 from deepmoji.predictions import read_predictions
 from deepmoji.text import tokenize
@@ -27,7 +36,7 @@ RATES: dict[str, Any] = {"learning_rate": 0.02, "finetune_rate": 0.005}
 SETTINGS: dict[str, Any] = {
     **RATES, "batch_size": 16, "epochs": 2, "epoch_size": None, "patience": 3, "max_length": None, "new_words": 100,
     "embedding_dropout": 0.0, "final_dropout": 0.0, "embedding_l2": 1e-6, "class_average": False, "balance": 0.0,
-    "schedules": {}, "seeds": [1],
+    "class_weights": "none", "schedules": {}, "seeds": [1],
 }  # fmt: skip
 PHASES: dict[str, Any] = {**RATES, "epochs": 5, "patience": 2, "epoch_size": 100, "schedules": {}}
 
@@ -299,3 +308,47 @@ def test_a_set_without_test_rows_is_refused(pretrained: Path, tmp_path: Path) ->
     with pytest.raises(InputError, match="no test rows"):
         finetune(short, pretrained, tmp_path / "out", method="last", **SETTINGS)
     assert not (tmp_path / "out").exists()
+
+
+def test_balanced_weights_are_the_inverse_of_frequency() -> None:
+    """By hand: 6, 3 and 1 of ten rows; of several labels, rows without it to rows with it."""
+    classes = np.repeat([0, 1, 2], [6, 3, 1])
+    np.testing.assert_allclose(balanced_weights(classes, 3), [10 / 18, 10 / 9, 10 / 3])
+    columns = np.array([[1, 0], [1, 1], [0, 1], [1, 1]], np.float32)
+    np.testing.assert_allclose(balanced_weights(columns, 2), [1 / 3, 1 / 3])
+    rare = np.repeat([0, 1], [999, 1])
+    assert balanced_weights(rare, 2)[1] == MAX_CLASS_WEIGHT
+    assert balanced_weights(np.ones((5, 1), np.float32), 1)[0] > 0  # a label that every row has is still learned
+    assert np.isfinite(balanced_weights(classes, 4)).all()
+
+
+@pytest.mark.parametrize(
+    ("task", "classes", "class_average"), [("binary", 2, False), ("multiclass", 3, True), ("multilabel", 2, False)]
+)
+def test_class_weights_reach_the_loss(
+    task: str, classes: int, class_average: bool, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepmoji import finetuning
+
+    given: list[tuple[int, Any]] = []
+
+    def watch(model: DeepMoji, train: Any, *rest: Any, **options: Any) -> Any:
+        given.append((train.targets.ndim, options["class_weights"]))
+        return fit(model, train, *rest, **options)
+
+    monkeypatch.setattr(finetuning, "fit", watch)
+    metric = "class_average_f1" if class_average else "accuracy" if task != "multilabel" else "macro_f1"
+    dataset = make_dataset(task, classes, metric=metric)
+    settings = {**SETTINGS, "epochs": 1, "class_average": class_average}
+    finetune(dataset, pretrained, tmp_path / "plain", method="last", **settings)
+    assert all(weights is None for _, weights in given)
+    given.clear()
+    finetune(dataset, pretrained, tmp_path / "out", method="last", **{**settings, "class_weights": "balanced"})
+    assert len(given) == (1 + classes if class_average else 1)
+    assert all(np.shape(weights) == (2 if task == "binary" else classes,) for _, weights in given[:1])
+    assert all(weights[1] > weights[0] for _, weights in given[1:])  # one class against the rest: the rarer side
+
+
+def test_unknown_class_weights_are_refused(pretrained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="none, balanced"):
+        finetune(make_dataset(), pretrained, tmp_path, method="last", **{**SETTINGS, "class_weights": "heavy"})

@@ -17,7 +17,7 @@ import torch
 
 from deepmoji.checkpoints import STATE_FILE, load_model
 from deepmoji.errors import InputError, TrainingError
-from deepmoji.insight import describe, nearest_labels, sentiment_agreement, similarities
+from deepmoji.insight import describe, nearest_labels, read_sentiments, sentiment_agreement, similarities
 from deepmoji.pretraining import evaluate, pretrain
 from deepmoji.tokens import write_store
 from deepmoji.vocabulary import SPECIALS, Vocabulary
@@ -119,13 +119,31 @@ def test_similarities_are_checked_against_a_sentiment_ranking(tmp_path: Path) ->
     # One more of each kind is counted, so 😂 is (81 - 11) / 103 and so on; likeness by just these is full agreement.
     sentiment = np.array([70 / 103, -70 / 103, 85 / 103, -85 / 103])
     kin = 1 - np.abs(sentiment[:, None] - sentiment)
-    assert sentiment_agreement(kin, LABELS, table) == pytest.approx(1)
-    assert sentiment_agreement(-kin, LABELS, table) == pytest.approx(-1)
+    known = read_sentiments(table, LABELS)
+    assert sentiment_agreement(kin, LABELS, known) == pytest.approx(1)
+    assert sentiment_agreement(-kin, LABELS, known) == pytest.approx(-1)
     with pytest.raises(InputError, match="at least 3"):
-        sentiment_agreement(kin[:2, :2], ["a", "😂"], table)
+        read_sentiments(table, ["a", "😂"])
+    table.write_text("Emoji,Negative,Neutral,Positive\n😂,10,many,80\n")
+    with pytest.raises(InputError, match="row 2"):
+        read_sentiments(table, LABELS)
     table.write_text("a,b\n1,2\n")
     with pytest.raises(InputError, match="columns"):
-        sentiment_agreement(kin, LABELS, table)
+        read_sentiments(table, LABELS)
+
+
+def test_a_ranking_gives_a_number_and_a_missing_one_costs_no_training(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = tmp_path / "ranking.csv"
+    table.write_text("Emoji,Negative,Neutral,Positive\n😂,10,10,80\n😒,80,10,10\n😍,5,5,90\n")
+    options = {**OPTIONS, "epochs": 1}
+    assert "sentiment_rank_correlation" not in pretrain(tokens, tmp_path / "without", **options)
+    metrics = pretrain(tokens, tmp_path / "with", **options, sentiment_ranking=table)
+    assert -1 <= metrics["sentiment_rank_correlation"] <= 1
+    monkeypatch.setattr("deepmoji.pretraining.fit", None)
+    with pytest.raises(InputError, match=r"ranking\.csv cannot be read"):
+        pretrain(tokens, tmp_path / "missing", **options, sentiment_ranking=tmp_path / "no" / "ranking.csv")
 
 
 def test_labels_are_described_with_what_the_font_can_write() -> None:

@@ -38,6 +38,7 @@ ORDER = (
     {"insight", "pretraining"},
     {"schedules", "cards", "finetuning", "baselines", "baselines_lstm"},
     {"benchmark", "report"},
+    {"ablations", "ablation_report", "ablation_stores"},
     {"inference"},
     {"evaluation", "starter"},
     {"gates", "tracking", "pyfunc", "registry"},
@@ -213,7 +214,7 @@ def test_stage_options_are_the_section_of_their_stage(project_root: Path) -> Non
     from deepmoji import benchmark, corpus, finetuning, pretraining, tokens, validation
 
     params = load_params(project_root / "params.yaml")
-    given = {"report", "report_seed", "checkpoints", "method", "map_shards", "work", "sentiment_ranking", "shard_rows"}
+    given = {"report", "report_seed", "checkpoints", "method", "map_shards", "work", "shard_rows"}
     functions: dict[str, Callable[..., Any]] = {
         "ingest": corpus.ingest,
         "validate": validation.validate,

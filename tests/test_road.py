@@ -91,6 +91,23 @@ def test_a_typed_repro_agrees_that_nothing_is_left(tiny_project: Path) -> None:
 
 
 @pytest.mark.usefixtures("promoted")
+def test_dvc_shows_numbers_and_plots(tiny_project: Path) -> None:
+    done = run_in(tiny_project, "dvc", "metrics", "show", "--json")
+    assert done.returncode == 0, done.stderr
+    files = json.loads(done.stdout)[""]["data"]
+    assert {Path(name).stem for name in files} == set(STAGES) - {"finetune"}
+    scores = files["artifacts/metrics/benchmark.json"]["data"]["sample-sentiment"]
+    done = run_in(tiny_project, "dvc", "plots", "show", "--json", "-o", ".state/plots")
+    assert done.returncode == 0, done.stderr
+    plots = json.loads(done.stdout)["data"]
+    assert set(plots) == {"artifacts/benchmark/means.csv", "artifacts/pretrained/metrics.json"}
+    (bars,) = plots["artifacts/benchmark/means.csv"]
+    assert {row["row"]: float(row["mean"]) for row in bars["content"]["data"]["values"]} == {
+        f"sample-sentiment: {method}": pytest.approx(numbers["mean"]) for method, numbers in scores.items()
+    }
+
+
+@pytest.mark.usefixtures("promoted")
 def test_the_champion_answers(tiny_project: Path) -> None:
     done = run_in(tiny_project, "deepmoji", "predict", "--format", "json", "I love mom's cooking", "")
     assert done.returncode == 0, done.stderr

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from deepmoji.checkpoints import ModelFolder, load_model
+from deepmoji.cli import main
 from deepmoji.errors import InputError
 from deepmoji.model import DeepMoji, Task, lengths_of, probabilities
 from deepmoji.vocabulary import SPECIALS, Vocabulary
@@ -161,6 +162,22 @@ def test_files_that_are_no_weights_are_one_sentence(tmp_path: Path, content: byt
     with pytest.raises(InputError) as caught:
         import_weights(tmp_path / "w", tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+def test_the_command_names_the_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """--labels: a file of names, in order of the outputs; another number of them is refused."""
+    write_keras(tmp_path / "w.hdf5", keras_layers(source(3)))
+    names = tmp_path / "names.txt"
+    names.write_text("glad\nsad\nangry\n")
+    arguments = ["import-weights", str(tmp_path / "w.hdf5"), str(tmp_path / "m"), "--labels"]
+    assert main([*arguments, str(names)]) is None
+    assert load_model(tmp_path / "m").labels == ("glad", "sad", "angry")
+    for wrong in ("emojis20", str(tmp_path / "missing.txt")):
+        with pytest.raises(SystemExit) as stop:
+            main([*arguments, wrong])
+        assert stop.value.code in (1, 2)
+        assert capsys.readouterr().err.startswith("error: ")
+    assert load_model(tmp_path / "m").labels == ("glad", "sad", "angry")
 
 
 @pytest.mark.realdata
