@@ -163,8 +163,8 @@ def _curve(content: Mapping[str, Any], methods: Sequence[str]) -> str:
             "its means over the sets, one for each pretrained model.",
             table(["method", "gain per ten times the texts", f"mean gain at {PAPER_TWEETS:,} texts", "free"], lines),
             "The intervals are 95 % t intervals with that many degrees of freedom; more shares make them narrower. "
-            "They say how well these points fix the line, not whether a line holds so far beyond them: a score ends at 1, "
-            "and gains tend to shrink. The vocabulary is that of all texts at every size.",
+            "They say how well these points fix the line, not whether a line holds so far beyond them: a score ends "
+            "at 1, and gains tend to shrink. The vocabulary is that of all texts at every size.",
         ]
     )
 

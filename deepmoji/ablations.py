@@ -3,6 +3,9 @@
 A variant learns from the road's tokens, so it sees the same texts; other labels are made by mapping the emojis that a
 text already has. It is then fine-tuned as params.yaml says and compared with the road's own results. All variants
 draw equally many examples in pretraining: where there are fewer, each comes more often.
+
+An ablation is an experiment beside the road, many hours long at real sizes and wanted once, so it is no stage of
+dvc.yaml: each part notes down what it was made from, and is made again when that has changed.
 """
 
 import hashlib

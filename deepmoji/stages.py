@@ -12,9 +12,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock, Timeout
+
 from deepmoji import tracking
 from deepmoji.config import Params, load_params
-from deepmoji.errors import UsageError
+from deepmoji.errors import DeepMojiError, UsageError
 
 if TYPE_CHECKING:
     from deepmoji.shards import MapShards
@@ -309,13 +311,16 @@ def ablation(
         seed=params.benchmark.seed,
     )
     out = project.artifacts / "ablations" / name
-    with tracking.start_run(
-        project.root,
-        experiment="ablation",
-        name=name,
-        params={"ablation": name, **{f"pretrain.{key}": value for key, value in pretraining.items()}},
-        tags={"stage": "ablation", "preset": params.preset, "ablation": name},
-    ) as run:
+    with (
+        _alone(project.state / "ablations" / f"{name}.lock"),
+        tracking.start_run(
+            project.root,
+            experiment="ablation",
+            name=name,
+            params={"ablation": name, **{f"pretrain.{key}": value for key, value in pretraining.items()}},
+            tags={"stage": "ablation", "preset": params.preset, "ablation": name},
+        ) as run,
+    ):
 
         def report_run(variant: str, dataset: str, method: str, seed: int, numbers: Mapping[str, Any]) -> None:
             facts = {"variant": variant, "dataset": dataset, "method": method, "seed": seed}
@@ -338,6 +343,19 @@ def ablation(
     return {"report": str(out / "report.md"), **content["summary"]}
 
 
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Two runs would write into each other's folders."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(lock, timeout=0):
+            yield
+    except Timeout:
+        raise DeepMojiError(
+            f"Another run of this ablation holds {lock}: wait until it is done, then run again."
+        ) from None
+
+
 def _pretrain_options(project: Project) -> dict[str, Any]:
     options = project.params.section("pretrain")
     ranking = options["sentiment_ranking"]
@@ -358,5 +376,16 @@ def benchmark(project: Project) -> Numbers:
         )
         run.metrics(flatten(numbers), 0)
         run.artifacts(out)
+        _report_baselines(run, out / "report.json")
         project.write_numbers("benchmark", numbers)
     return numbers
+
+
+def _report_baselines(run: tracking.Run, report: Path) -> None:
+    """A run for each (dataset, baseline, seed), as the fine-tunes have theirs, so that the UI compares all of them."""
+    for dataset, entry in json.loads(report.read_text(encoding="utf-8"))["datasets"].items():
+        for row in entry["rows"]:
+            if row.get("baseline"):
+                tell = seed_reporter(run, dataset, row["method"])
+                for seed, figures in zip(row["seeds"], row["test"], strict=True):
+                    tell(seed, {"test": figures})

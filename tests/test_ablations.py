@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from filelock import FileLock
 from scipy.stats import linregress  # type: ignore[import-untyped]
 
 from deepmoji import ablations, corpus, stages, tokens, tracking
@@ -17,7 +18,8 @@ from deepmoji.checkpoints import load_model
 from deepmoji.cli import main
 from deepmoji.datasets import write_datasets
 from deepmoji.emojis import load_labels
-from deepmoji.errors import InputError, UsageError
+from deepmoji.errors import DeepMojiError, InputError, UsageError
+from deepmoji.pretraining import pretrain
 from deepmoji.sample import write_sample
 from deepmoji.stages import Project
 from deepmoji.tokens import load_store, read_meta
@@ -127,7 +129,9 @@ def test_size_gives_a_curve_and_nothing_is_made_twice(
     assert times(road / "artifacts") == written
 
 
-def test_another_option_is_made_again_and_only_what_depends_on_it(road: Path, tmp_path: Path) -> None:
+def test_another_option_is_made_again_and_only_what_depends_on_it(
+    road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     copy = tmp_path / "road"
     shutil.copytree(road, copy, ignore=shutil.ignore_patterns(".state"))
     content = yaml.safe_load((copy / "params.yaml").read_text())
@@ -135,12 +139,24 @@ def test_another_option_is_made_again_and_only_what_depends_on_it(road: Path, tm
     (copy / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     project = Project(copy)
     road_of = made_road(project)
+    drawn: list[int] = []
+
+    def watch(*paths: Path, **options: Any) -> Any:
+        drawn.append(options["epoch_size"])
+        return pretrain(*paths, **options)
+
+    monkeypatch.setattr(ablations, "pretrain", watch)
     first = run(project, road_of)
     second = run(project, {**road_of, "finetune": {**road_of["finetune"], "final_dropout": 0.1}})
     assert first["pretrained.json"] == second["pretrained.json"]
     assert first["finetuned"] != second["finetuned"]
+    # A fine-tune that was killed when it was made again: what lies there is of the one before.
+    (project.artifacts / "ablations" / "again" / "posneg" / "finetuned" / "sample-sentiment" / "last.json").unlink()
+    assert run(project, road_of)["pretrained.json"] == first["pretrained.json"]
     third = run(project, {**road_of, "pretrain": {**road_of["pretrain"], "learning_rate": 0.02}})
     assert third["pretrained.json"] != first["pretrained.json"]
+    # As many examples as the road's model saw, though fewer are left under the other labels.
+    assert drawn == [read_meta(road / "artifacts" / "tokens" / "train")["examples"]] * 2
 
 
 def test_a_killed_pretraining_goes_on(road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -209,6 +225,16 @@ def test_what_makes_no_sense_is_refused(
     assert stop.value.code == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("error: ") and sentence in last
+
+
+def test_one_run_at_a_time(road: Path) -> None:
+    lock = road / ".state" / "ablations" / "posneg.lock"
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with (
+        FileLock(lock),
+        pytest.raises(DeepMojiError, match="Another run of this ablation"),
+    ):
+        stages.ablation(Project(road), "posneg")
 
 
 def test_a_road_made_otherwise_is_no_base(road: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

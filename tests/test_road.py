@@ -145,6 +145,9 @@ def test_runs_are_in_mlflow_with_their_origin(tiny_project: Path) -> None:
         ("sample-sentiment", "chain-thaw", "1"),
     }
     assert all(run[3] > 0 for run in children)
+    baselines = [run for run in runs["benchmark"] if "mlflow.parentRunId" in run[1]]
+    assert {(run[1]["dataset"], run[1]["method"]) for run in baselines} == {("sample-sentiment", "majority")}
+    assert all(run[3] > 0 for run in baselines)
     assert all(run[4] == 1 for run in runs["pretrain"])
 
 
