@@ -115,7 +115,7 @@ def test_no_secret_has_a_value_in_the_files(compose: Any, project_root: Path) ->
             asked |= set(REQUIRED.findall(value))
             rest = REQUIRED.sub("", value)
             assert "$" not in rest, f"{name} has a default or may be empty"
-            if re.search("PASSWORD|SECRET|AUTH|ACCESS_KEY|ROOT_USER", name):
+            if re.search("PASSWORD|SECRET|AUTH_STRING|ACCESS_KEY|ROOT_USER", name):
                 assert rest == "", f"{name} is spelled out"
             assert not re.search(r"://\w+:[^@/]+@", rest), f"{name} holds a password"
         asked |= set(REQUIRED.findall(str(service.get("user", ""))))
@@ -149,7 +149,7 @@ def test_services_wait_for_what_they_need(compose: Any) -> None:
 @pytest.mark.parametrize(
     ("program", "options"),
     [
-        (("mlflow", "server"), ("--host", "--port", "--artifacts-destination", "--allowed-hosts")),
+        (("mlflow", "server"), ("--app-name", "--host", "--port", "--artifacts-destination", "--allowed-hosts")),
         (("prefect", "server", "start"), ("--host", "--port")),
         (("prefect", "worker", "start"), ("--type", "--pool", "--work-queue", "--with-healthcheck")),
     ],
