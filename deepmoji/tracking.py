@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from deepmoji.errors import DeepMojiError, RegistryError, ServiceError
+from deepmoji.errors import DeepMojiError, RegistryError, ServiceError, UsageError
 from deepmoji.provenance import UNKNOWN, provenance
 from deepmoji.provenance import hide_secrets as hide_secrets
 
@@ -146,12 +146,20 @@ def client(uri: str) -> "MlflowClient":
 
 @contextmanager
 def asking(uri: str, what: str) -> Iterator[None]:
-    """Turn whatever MLflow, its database or its artifact store throws into one ServiceError sentence."""
+    """Turn whatever MLflow, its database or its artifact store throws into one ServiceError sentence.
+
+    A refused log-in is a UsageError: it is refused again when it is tried again.
+    """
     try:
         yield
     except DeepMojiError:
         raise
     except Exception as error:
+        if getattr(error, "error_code", "") == "UNAUTHENTICATED":
+            raise UsageError(
+                f"MLflow at {hide_secrets(uri)} does not know this user and password: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD."
+            ) from error
         # Artifact stores raise the errors of their own drivers, which have no base class in common.
         reason = hide_secrets(" ".join(str(_cause(error)).split()))
         raise ServiceError(

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -74,7 +74,7 @@ significance: null
 
 
 def run_in(
-    project: Path, *command: str, timeout: float = 200, **variables: str
+    project: Path, *command: str, timeout: float = 200, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command inside a project as a user would, with this environment's commands on the PATH.
 
@@ -88,7 +88,7 @@ def run_in(
     for name in list(environment):
         if name == "DEEPMOJI_DATA" or name.startswith(USERS_OWN):
             del environment[name]
-    environment |= variables
+    environment |= variables or {}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=timeout)
 
 

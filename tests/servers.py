@@ -13,7 +13,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -71,20 +71,16 @@ class Server:
         how = how or self.stop
         if self.process.poll() is None:
             (self.process.send_signal if how != signal.SIGKILL else self._kill_group)(how)
-            try:
+            with suppress(subprocess.TimeoutExpired):
                 self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                pass
         self._kill_group(signal.SIGKILL)
         self.process.wait(20)
         self.process = None
 
     def _kill_group(self, how: signal.Signals) -> None:
         assert self.process is not None
-        try:
+        with suppress(ProcessLookupError):
             os.killpg(self.process.pid, how)
-        except ProcessLookupError:
-            pass
 
     def __enter__(self) -> "Server":
         return self if self.process else self.start()
@@ -117,8 +113,8 @@ def compose(service: str, **replaced: str) -> list[str]:
 
 
 @contextmanager
-def postgres(password: str) -> Iterator[tuple[Server, str]]:
-    """PostgreSQL with the databases of docker/databases.sql, and its address: `user:password@host:port`.
+def postgres(password: str) -> Iterator[tuple[Server, str, Path]]:
+    """PostgreSQL with the databases of docker/databases.sql, its address `user:password@host:port`, and its files.
 
     The machine's own, else that of the package. It refuses to run as root, so then `nobody` runs it.
     """
@@ -131,16 +127,18 @@ def postgres(password: str) -> Iterator[tuple[Server, str]]:
         os.chown(folder, nobody.pw_uid, nobody.pw_gid)
     initdb = shutil.which("initdb") or str(_packaged() / "initdb")
     programs = Path(initdb).resolve().parent
-    (folder / "password").write_text(password)
-    (folder / "password").chmod(0o644)
+    first = folder / "password"
+    first.write_text(password)
+    first.chmod(0o644)
     data = folder / "data"
     address = f"deepmoji:{password}@127.0.0.1:{port}"
     engine = sqlalchemy.create_engine(f"postgresql://{address}/mlflow", poolclass=sqlalchemy.NullPool)
     try:
         subprocess.run(
-            [initdb, "-D", data, "-U", "deepmoji", "--auth=scram-sha-256", f"--pwfile={folder / 'password'}", "--no-sync"],
+            [initdb, "-D", data, "-U", "deepmoji", "--auth=scram-sha-256", f"--pwfile={first}", "--no-sync"],
             check=True, capture_output=True, timeout=60, **options,
         )  # fmt: skip
+        first.unlink()
         sql = (ROOT / "docker" / "databases.sql").read_bytes()
         subprocess.run(
             [programs / "postgres", "--single", "-D", data, "postgres"],
@@ -154,7 +152,7 @@ def postgres(password: str) -> Iterator[tuple[Server, str]]:
             **options,
         )
         with server:
-            yield server, address
+            yield server, address, data
     finally:
         shutil.rmtree(folder)
 

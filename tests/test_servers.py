@@ -5,10 +5,10 @@ MLflow is killed and PostgreSQL restarted while both run. Everything else here l
 
 import json
 import os
-import re
 import signal
 import sys
 import time
+import urllib.error
 import urllib.request
 from base64 import b64encode
 from collections.abc import Iterator
@@ -16,11 +16,15 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
+from typing import Any
 
+import boto3
 import pytest
 import yaml
+from mlflow.artifacts import download_artifacts
 
 from deepmoji import tracking
+from deepmoji.inference import load_folder
 from tests import servers
 from tests.conftest import TINY_GATES, run_in, write_tiny_project
 from tests.tiny import tiny_model
@@ -44,7 +48,7 @@ while not (root / "stop").exists():
         print(registry.register(root, folder, tags={}, metrics={"top5": 0.5}), flush=True)
     except ServiceError as error:
         print(f"error: {error}", flush=True)
-    time.sleep(1)
+    time.sleep(3)
 """
 
 
@@ -59,10 +63,13 @@ class House:
     pipeline: CompletedProcess[str]
     registered: CompletedProcess[str]
     finished_before: set[str]
+    database: Path
 
 
-def finished(self) -> set[str]:
-        return finished(self.url)
+@pytest.fixture(autouse=True)
+def logged_in(house: House, own_surroundings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, house.variables[name])
 
 
 def finished(url: str, *names: str) -> set[str]:
@@ -85,9 +92,9 @@ def small(project: Path) -> Path:
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("servers")
     with (
-        servers.postgres(PASSWORDS["postgres"]) as (postgres, address),
+        servers.postgres(PASSWORDS["postgres"]) as (postgres, address, data),
         servers.s3(folder, "mlflow", "dvc") as s3,
-        pytest.MonkeyPatch.context() as patch,
+        pytest.MonkeyPatch.context() as patch,  # for this process, while it disturbs
         ThreadPoolExecutor(2) as pool,
     ):
         mlflow, url = servers.mlflow(folder, f"postgresql://{address}/mlflow", PASSWORDS["mlflow"], s3)
@@ -108,15 +115,15 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         # This one has its password in the address.
         inside = {"MLFLOW_TRACKING_URI": url.replace("://", f"://deepmoji:{PASSWORDS['mlflow']}@")}
         with mlflow, prefect:
-            pipeline = pool.submit(run_in, project, *FLOW, **variables)
+            pipeline = pool.submit(run_in, project, *FLOW, variables=variables)
             code = (sys.executable, "-c", REGISTER, str(other), str(tiny_model(folder / "tiny")))
-            registering = pool.submit(run_in, other, *code, **inside)
+            registering = pool.submit(run_in, other, *code, variables=inside)
             try:
                 before = disturb(pipeline, url, mlflow, postgres)
                 done = pipeline.result()
             finally:
                 (other / "stop").touch()
-            yield House(folder, url, variables, project, done, registering.result(), before)
+            yield House(folder, url, variables, project, done, registering.result(), before, data)
 
 
 def disturb(pipeline: Future[CompletedProcess[str]], url: str, *victims: servers.Server) -> set[str]:
@@ -139,12 +146,12 @@ def test_the_interrupted_run_passes_or_says_in_a_sentence_why_not(house: House) 
     done = house.pipeline
     if done.returncode != 0:
         assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1, done.stderr
-        done = run_in(house.project, *FLOW, **house.variables)
+        done = run_in(house.project, *FLOW, variables=house.variables)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Champion: deepmoji version" in done.stdout
 
 
-def test_nothing_registered_is_lost(house: House) -> None:
+def test_nothing_registered_is_lost(house: House, tmp_path: Path) -> None:
     """Every version that was handed out is there, once, with its run and its weights."""
     assert house.registered.returncode == 0, house.registered.stderr[-3000:]
     lines = house.registered.stdout.splitlines()
@@ -157,7 +164,109 @@ def test_nothing_registered_is_lost(house: House) -> None:
     for version in versions:
         found = door.get_model_version("deepmoji", version)
         assert found.run_id in runs
-        folder = tracking.download_model(house.folder / "other", door, house.url, "deepmoji", version)
-        assert folder.joinpath("model.safetensors").read_bytes() == (
-            house.folder / "tiny" / "model.safetensors"
-        ).read_bytes()
+        place = f"{door.get_model_version_download_uri('deepmoji', version)}/artifacts/tiny/model.safetensors"
+        file = Path(download_artifacts(artifact_uri=place, dst_path=str(tmp_path / version), tracking_uri=house.url))
+        assert file.read_bytes() == (house.folder / "tiny" / "model.safetensors").read_bytes()
+
+
+def test_without_a_password_nobody_enters(house: House) -> None:
+    address = f"{house.url}/api/2.0/mlflow/experiments/search?max_results=5"
+    assert servers.get(address) == 401
+    for name, password, status in (
+        ("deepmoji", PASSWORDS["mlflow"], 200),
+        ("deepmoji", "wrong-password", 401),
+        ("admin", "password1234", 401),  # what MLflow once came with
+    ):
+        header = {"Authorization": "Basic " + b64encode(f"{name}:{password}".encode()).decode()}
+        assert servers.get(address, headers=header) == status
+    assert servers.get(f"{house.variables['PREFECT_API_URL']}/flows/count", method="POST") == 401
+
+
+def test_a_wrong_password_is_one_sentence(house: House) -> None:
+    wrong = house.variables | {"MLFLOW_TRACKING_PASSWORD": "wrong-hunter2"}
+    done = run_in(house.project, "deepmoji", "models", "list", variables=wrong)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "MLFLOW_TRACKING_PASSWORD" in done.stderr, done.stderr
+    done = run_in(house.project, "deepmoji", "models", "list", variables=house.variables)
+    assert done.returncode == 0 and "champion" in done.stdout, done.stderr
+
+
+def test_the_champion_is_served_by_mlflow(house: House) -> None:
+    """`mlflow models serve`, as mlflow/README.md tells: per-text probabilities, features, explain as parameters."""
+    port = servers.free_port()
+    texts = ["I love this", "not happy at all", ""]
+
+    def ask(**parameters: object) -> list[dict[str, Any]]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            data=json.dumps({"inputs": texts, "params": parameters}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            rows: list[dict[str, Any]] = json.load(answer)["predictions"]
+            return rows
+
+    command = ["mlflow", "models", "serve", "-m", "models:/deepmoji@champion", "--env-manager", "local"]
+    with servers.Server(
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        house.folder / "serve.log",
+        lambda: servers.healthy(f"http://127.0.0.1:{port}/ping"),
+        house.variables | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
+        cwd=house.folder,
+    ):
+        labels = [row["labels"] for row in ask(output="predict", top_k=3)]
+        probabilities = ask(output="probabilities")
+        features = [row["features"] for row in ask(output="features")]
+        explained = ask(output="explain")
+        with pytest.raises(urllib.error.HTTPError, match="HTTP Error [45]00"):
+            ask(output="nonsense")
+    model = load_folder(house.project / "artifacts" / "pretrained")
+    expected = model.probabilities(texts)
+    assert [list(row.values()) for row in probabilities] == [pytest.approx(row, abs=1e-5) for row in expected.tolist()]
+    assert labels == [[best.label for best in row] for row in model.predict(texts, top_k=3)]
+    assert features == [pytest.approx(row, abs=1e-5) for row in model.encode(texts).tolist()]
+    assert [row["tokens"] for row in explained] == [[a.token for a in row] for row in model.explain(texts)]
+
+
+def test_data_goes_to_s3_and_comes_back(house: House, tmp_path: Path) -> None:
+    """A clone with nothing but the address and the keys pulls everything and has nothing to do."""
+    project, variables = house.project, house.variables
+    commit = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qam", "Lock")
+    clone = tmp_path / "clone"
+    for command in (
+        ("dvc", "remote", "add", "--default", "s3", "s3://dvc/deepmoji"),
+        ("dvc", "add", "-q", "data"),
+        ("dvc", "push", "-q"),
+        ("git", "add", "-A"),
+        commit,
+        ("git", "clone", "-q", ".", str(clone)),
+    ):
+        done = run_in(project, *command, variables=variables)
+        assert done.returncode == 0, done.stderr
+    assert not (clone / ".state").exists() and not (clone / "artifacts").exists()
+    done = run_in(clone, "dvc", "pull", "-q", variables=variables)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(run_in(clone, "dvc", "status", "--json").stdout) == {}
+    weights = Path("artifacts") / "pretrained" / "model.safetensors"
+    assert (clone / weights).read_bytes() == (project / weights).read_bytes()
+
+
+def test_no_secret_is_left_anywhere(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a log or file of the project, nor in the rows of both databases, nor in what lies in S3."""
+    assert SECRET in PASSWORDS["mlflow"].encode()
+    for text in (house.pipeline.stdout, house.pipeline.stderr, house.registered.stdout, house.registered.stderr):
+        assert SECRET not in text.encode()
+    found = [
+        str(path)
+        for top in (house.folder, house.database)
+        for path in top.rglob("*")
+        if path.is_file() and SECRET in path.read_bytes()
+    ]
+    assert found == []
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, house.variables[name])
+    store = boto3.client("s3")
+    objects = store.list_objects_v2(Bucket="mlflow")["Contents"]
+    assert len(objects) > 100
+    for entry in objects:
+        assert SECRET not in store.get_object(Bucket="mlflow", Key=entry["Key"])["Body"].read(), entry
