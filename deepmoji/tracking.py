@@ -88,7 +88,9 @@ def prepare(root: Path) -> str:
 
 
 def _state(root: Path) -> Path:
-    return root.resolve() / ".state" / "mlflow"
+    # `dvc exp run --temp` runs in a copy of the project that it deletes, and says here where the project is.
+    home = os.environ.get("DVC_ROOT") if "DVC_EXP_NAME" in os.environ else None
+    return Path(home or root).resolve() / ".state" / "mlflow"
 
 
 def _create_or_upgrade(uri: str, file: Path | None) -> None:

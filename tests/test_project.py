@@ -41,6 +41,7 @@ ORDER = (
     {"gates", "tracking", "pyfunc", "registry"},
     {"serving"},
     {"stages"},
+    {"intake"},
     {"cli"},
 )
 DOORS = {

@@ -29,9 +29,12 @@ from tests import servers
 from tests.conftest import TINY_GATES, run_in, write_tiny_project
 from tests.tiny import tiny_model
 
+pytestmark = pytest.mark.timeout(600)
+
 # Every secret of this file holds this word, so that one search finds each of them.
 SECRET = b"hunter2"
 PASSWORDS = {name: f"{name}-hunter2" for name in ("postgres", "mlflow", "prefect")}
+LIMIT = 500.0  # on a machine that has much else to do
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
 FLOW = (sys.executable, "-m", "flows", "pipeline")
 
@@ -115,9 +118,9 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         # This one has its password in the address.
         inside = {"MLFLOW_TRACKING_URI": url.replace("://", f"://deepmoji:{PASSWORDS['mlflow']}@")}
         with mlflow, prefect:
-            pipeline = pool.submit(run_in, project, *FLOW, variables=variables)
+            pipeline = pool.submit(run_in, project, *FLOW, variables=variables, timeout=LIMIT)
             code = (sys.executable, "-c", REGISTER, str(other), str(tiny_model(folder / "tiny")))
-            registering = pool.submit(run_in, other, *code, variables=inside)
+            registering = pool.submit(run_in, other, *code, variables=inside, timeout=LIMIT)
             try:
                 before = disturb(pipeline, url, mlflow, postgres)
                 done = pipeline.result()
@@ -218,7 +221,7 @@ def test_the_champion_is_served_by_mlflow(house: House) -> None:
         probabilities = ask(output="probabilities")
         features = [row["features"] for row in ask(output="features")]
         explained = ask(output="explain")
-        with pytest.raises(urllib.error.HTTPError, match="HTTP Error [45]00"):
+        with pytest.raises(urllib.error.HTTPError, match=r"HTTP Error [45]00"):
             ask(output="nonsense")
     model = load_folder(house.project / "artifacts" / "pretrained")
     expected = model.probabilities(texts)
