@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -17,7 +18,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import sqlalchemy
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -112,6 +112,30 @@ def compose(service: str, **replaced: str) -> list[str]:
     return [str(word) for word in command]
 
 
+def image(target: str) -> list[tuple[str, str]]:
+    """The instructions of a target of the Dockerfile, its bases' first: (name, rest of the joined line)."""
+    stages = dockerfile()
+    base, own = stages[target]
+    return [*(image(base) if base in stages else []), *own]
+
+
+def dockerfile() -> dict[str, tuple[str, list[tuple[str, str]]]]:
+    """Of each stage of the Dockerfile its base and its own instructions."""
+    text = (ROOT / "docker" / "Dockerfile").read_text()
+    joined = re.sub(r"\\\n\s*", "", "\n".join(line for line in text.splitlines() if not line.startswith("#")))
+    found: dict[str, tuple[str, list[tuple[str, str]]]] = {}
+    current: list[tuple[str, str]] = []
+    for line in filter(None, map(str.strip, joined.splitlines())):
+        name, _, rest = line.partition(" ")
+        if name == "FROM":
+            base, stage = re.fullmatch(r"(\S+) AS (\S+)", rest).groups()  # type: ignore[union-attr]
+            current = []
+            found[stage] = (base, current)
+        else:
+            current.append((name, rest))
+    return found
+
+
 @contextmanager
 def postgres(password: str) -> Iterator[tuple[Server, str, Path]]:
     """PostgreSQL with the databases of docker/databases.sql, its address `user:password@host:port`, and its files.
@@ -132,7 +156,7 @@ def postgres(password: str) -> Iterator[tuple[Server, str, Path]]:
     first.chmod(0o644)
     data = folder / "data"
     address = f"deepmoji:{password}@127.0.0.1:{port}"
-    engine = sqlalchemy.create_engine(f"postgresql://{address}/mlflow", poolclass=sqlalchemy.NullPool)
+    check = ["--host", "127.0.0.1", "--port", str(port), "--username", "deepmoji", "--dbname", "prefect"]
     try:
         subprocess.run(
             [initdb, "-D", data, "-U", "deepmoji", "--auth=scram-sha-256", f"--pwfile={first}", "--no-sync"],
@@ -147,7 +171,7 @@ def postgres(password: str) -> Iterator[tuple[Server, str, Path]]:
         server = Server(
             [str(programs / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), "-k", str(folder)],
             folder / "log",
-            lambda: engine.connect().close(),
+            lambda: subprocess.run([programs / "pg_isready", *check], check=True, capture_output=True, timeout=20),
             stop=signal.SIGINT,  # without waiting for clients
             **options,
         )

@@ -5,7 +5,9 @@ MLflow is killed and PostgreSQL restarted while both run. Everything else here l
 
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
 import time
 import urllib.error
@@ -252,6 +254,59 @@ def test_data_goes_to_s3_and_comes_back(house: House, tmp_path: Path) -> None:
     assert json.loads(run_in(clone, "dvc", "status", "--json").stdout) == {}
     weights = Path("artifacts") / "pretrained" / "model.safetensors"
     assert (clone / weights).read_bytes() == (project / weights).read_bytes()
+
+
+def test_the_worker_of_the_image_is_well(house: House) -> None:
+    """The Dockerfile's CMD of the target worker, and its health check, on this machine."""
+    steps = dict(servers.image("worker"))
+    port = servers.free_port()
+    check = json.loads(steps["HEALTHCHECK"].partition("CMD ")[2])
+    assert "127.0.0.1:8080" in check[-1]
+    check = [sys.executable, "-c", check[-1].replace("8080", str(port))]
+    settings = {
+        "WORK_POOL": "worker-test",
+        "WORK_QUEUE": "default",
+        "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+        "PREFECT_WORKER_WEBSERVER_PORT": str(port),
+        "PREFECT_HOME": str(house.folder / "prefect-worker"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    with servers.Server(
+        json.loads(steps["CMD"]),
+        house.folder / "worker.log",
+        lambda: subprocess.run(check, check=True, capture_output=True, timeout=20),
+        house.variables | settings,
+        cwd=house.folder,
+    ):
+        pools = run_in(house.project, "prefect", "work-pool", "ls", variables=house.variables)
+        assert "worker-test" in pools.stdout, pools.stderr
+
+
+def test_the_champion_is_served_by_the_image(house: House, tmp_path: Path) -> None:
+    """The Dockerfile's CMD of the target serve, in a folder that holds what the image holds."""
+    steps = servers.image("serve")
+    for name, rest in steps:
+        if name == "COPY" and not rest.startswith("--from"):
+            for source in rest.split()[:-1]:
+                shutil.copy2(house.project / source, tmp_path)
+    (tmp_path / ".state").mkdir()
+    port = servers.free_port()
+    command = [word.replace("0.0.0.0", "127.0.0.1").replace("8000", str(port)) for word in json.loads(steps[-1][1])]
+    settings = {
+        "MODEL": "models:/deepmoji@champion",
+        "DEEPMOJI_PROJECT": str(tmp_path),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    # As in compose.yaml: the server's address and the user, no key to S3, whose artifacts MLflow hands out.
+    given = {key: value for key, value in house.variables.items() if key.startswith("MLFLOW_")}
+    with servers.Server(
+        command,
+        house.folder / "image-serve.log",
+        lambda: servers.healthy(f"http://127.0.0.1:{port}/health"),
+        given | settings,
+        cwd=tmp_path,
+    ):
+        assert servers.get(f"http://127.0.0.1:{port}/") == 200
 
 
 def test_no_secret_is_left_anywhere(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
