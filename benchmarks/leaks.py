@@ -27,7 +27,8 @@ def held(project: Path) -> int:
     count = 0
     for lock in (project / ".state" / "pipeline.lock", *(project / ".state" / "mlflow").glob("*.lock")):
         try:
-            FileLock(lock, timeout=0).acquire().lock.release()
+            with FileLock(lock, timeout=0):
+                pass
         except Timeout:
             count += 1
     noted = project / ".dvc" / "tmp" / "rwlock"
