@@ -99,6 +99,24 @@ def preset(given: Path | None, name: str, data: Path | None) -> None:
     click.echo(f"params.yaml is now the preset {params.preset}; data comes from {params.data}")
 
 
+@cli.group()
+def data() -> None:
+    """The versions of data/: add."""
+
+
+@data.command("add")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("--commit", is_flag=True, help="Commit data.dvc with the message, instead of printing what to type.")
+@click.pass_obj
+def add_data(given: Path | None, file: Path, commit: bool) -> None:
+    """Copy FILE into the project's tweets, as a new version of data/; prints what the rules keep of it."""
+    from deepmoji import intake
+
+    click.echo(intake.add(_project(given), file, commit=commit))
+    if not commit:
+        click.echo("Commit it with: git commit data.dvc", err=True)
+
+
 @cli.command()
 @click.pass_obj
 def ingest(given: Path | None) -> None:

@@ -86,9 +86,15 @@ def stage_run(project: Project, stage: str, name: str | None = None, **tags: str
         experiment=stage,
         name=name or f"{stage}-{project.params.preset}",
         params=project.params.section(stage),
-        tags={"stage": stage, "preset": project.params.preset, **tags},
+        tags={"stage": stage, "preset": project.params.preset, **_experiment(), **tags},
     ) as run:
         yield run
+
+
+def _experiment() -> dict[str, str]:
+    """The name that `dvc exp run` gave, so that its runs can be found in MLflow."""
+    name = os.environ.get("DVC_EXP_NAME")
+    return {"experiment": name} if name else {}
 
 
 def ingest(project: Project, map_shards: "MapShards | None" = None) -> Numbers:

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from deepmoji.errors import DeepMojiError, RegistryError, ServiceError
+from deepmoji.errors import DeepMojiError, RegistryError, ServiceError, UsageError
 from deepmoji.provenance import UNKNOWN, provenance
 from deepmoji.provenance import hide_secrets as hide_secrets
 
@@ -89,7 +89,9 @@ def prepare(root: Path) -> str:
 
 
 def _state(root: Path) -> Path:
-    return root.resolve() / ".state" / "mlflow"
+    # `dvc exp run --temp` runs in a copy of the project that it deletes, and says here where the project is.
+    home = os.environ.get("DVC_ROOT") if "DVC_EXP_NAME" in os.environ else None
+    return Path(home or root).resolve() / ".state" / "mlflow"
 
 
 def _create_or_upgrade(uri: str, file: Path | None) -> None:
@@ -147,12 +149,20 @@ def client(uri: str) -> "MlflowClient":
 
 @contextmanager
 def asking(uri: str, what: str) -> Iterator[None]:
-    """Turn whatever MLflow, its database or its artifact store throws into one ServiceError sentence."""
+    """Turn whatever MLflow, its database or its artifact store throws into one ServiceError sentence.
+
+    A refused log-in is a UsageError: it is refused again when it is tried again.
+    """
     try:
         yield
     except DeepMojiError:
         raise
     except Exception as error:
+        if getattr(error, "error_code", "") == "UNAUTHENTICATED":
+            raise UsageError(
+                f"MLflow at {hide_secrets(uri)} does not know this user and password: set MLFLOW_TRACKING_USERNAME and "
+                "MLFLOW_TRACKING_PASSWORD."
+            ) from error
         # Artifact stores raise the errors of their own drivers, which have no base class in common.
         reason = hide_secrets(" ".join(str(_cause(error)).split()))
         raise ServiceError(

@@ -4,7 +4,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -73,8 +73,13 @@ significance: null
 """
 
 
-def run_in(project: Path, *command: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    """Run a command inside a project as a user would, with this environment's commands on the PATH."""
+def run_in(
+    project: Path, *command: str, timeout: float = 200, variables: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """Run a command inside a project as a user would, with this environment's commands on the PATH.
+
+    variables: of the environment, besides the tests' own.
+    """
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "DEEPMOJI_PROJECT": str(project),
@@ -83,6 +88,7 @@ def run_in(project: Path, *command: str, timeout: float = 200) -> subprocess.Com
     for name in list(environment):
         if name == "DEEPMOJI_DATA" or name.startswith(USERS_OWN):
             del environment[name]
+    environment |= variables or {}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=timeout)
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 from click.testing import CliRunner
@@ -44,6 +45,7 @@ ORDER = (
     {"gates", "tracking", "pyfunc", "registry"},
     {"serving"},
     {"stages"},
+    {"intake"},
     {"cli"},
 )
 DOORS = {
@@ -253,6 +255,25 @@ def test_readme_commands_exist(project_root: Path) -> None:
 def test_every_command_is_in_the_readme(project_root: Path) -> None:
     readme = (project_root / "README.md").read_text()
     assert [name for name in cli.commands if f"deepmoji {name}" not in readme] == []
+
+
+def test_runbook_commands_exist(project_root: Path) -> None:
+    """Each situation in at most five lines, and no command that is not there."""
+    from flows.__main__ import cli as flows_cli
+
+    book = (project_root / "RUNBOOK.md").read_text()
+    for section in book.split("\n## ")[1:]:
+        assert 2 <= len(section.strip().splitlines()[1:]) <= 5, section
+    code = "\n".join(re.findall(r"`([^`]+)`", book))
+    targets = set(re.findall(r"^([a-z]+):", (project_root / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"^make ([a-z]+)", code, re.MULTILINE)) <= targets
+    assert set(re.findall(r"^python -m flows ([a-z-]+)", code, re.MULTILINE)) <= set(flows_cli.commands)
+    assert all((project_root / script).is_file() for script in re.findall(r"^python (\S+\.py)", code, re.MULTILINE))
+    used = re.findall(r"^deepmoji (?:-v )?([a-z-]+)(?: ([a-z-]+))?", code, re.MULTILINE)
+    assert len(used) > 10
+    for name, below in used:
+        command = cli.commands[name]
+        assert not isinstance(command, click.Group) or below in command.commands or not below, (name, below)
 
 
 @pytest.mark.parametrize("name", sorted(cli.commands))

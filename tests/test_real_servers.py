@@ -1,0 +1,330 @@
+"""Two projects at once on real servers that ask for passwords: PostgreSQL, S3, MLflow, Prefect; and what breaks.
+
+MLflow is killed and PostgreSQL restarted while both run. Everything else here looks at what they left.
+"""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from base64 import b64encode
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import CompletedProcess
+from typing import Any
+
+import boto3
+import pytest
+import yaml
+from mlflow.artifacts import download_artifacts
+
+from deepmoji import tracking
+from deepmoji.inference import load_folder
+from tests import servers
+from tests.conftest import TINY_GATES, run_in, write_tiny_project
+from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.timeout(600)
+
+# Every secret of this file holds this word, so that one search finds each of them.
+SECRET = b"hunter2"
+PASSWORDS = {name: f"{name}-hunter2" for name in ("postgres", "mlflow", "prefect")}
+LIMIT = 500.0  # on a machine that has much else to do
+STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
+FLOW = (sys.executable, "-m", "flows", "pipeline")
+
+
+# Registers the same model again and again, until told to stop; prints each version, or the sentence of a failure.
+REGISTER = """
+import sys, time
+from pathlib import Path
+from deepmoji import registry
+from deepmoji.errors import ServiceError
+root, folder = Path(sys.argv[1]), Path(sys.argv[2])
+while not (root / "stop").exists():
+    try:
+        print(registry.register(root, folder, tags={}, metrics={"top5": 0.5}), flush=True)
+    except ServiceError as error:
+        print(f"error: {error}", flush=True)
+    time.sleep(3)
+"""
+
+
+@dataclass
+class House:
+    """The servers, and what was done on them at once: a pipeline, and a process that registers models."""
+
+    folder: Path
+    url: str
+    variables: dict[str, str]
+    project: Path
+    pipeline: CompletedProcess[str]
+    registered: CompletedProcess[str]
+    finished_before: set[str]
+    database: Path
+
+
+@pytest.fixture(autouse=True)
+def logged_in(house: House, own_surroundings: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(name, house.variables[name])
+
+
+def finished(url: str, *names: str) -> set[str]:
+    """The MLflow runs that ended well, of all experiments or of these."""
+    door = tracking.client(url)
+    experiments = [e.experiment_id for e in door.search_experiments() if not names or e.name in names]
+    return {r.info.run_id for r in door.search_runs(experiments, "attributes.status = 'FINISHED'", max_results=1000)}
+
+
+def small(project: Path) -> Path:
+    """One method on one set: the stages that matter here are those that talk to servers."""
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["finetune"] |= {"methods": ["new"]}
+    (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
+    (project / "mlflow" / "promotion.yaml").write_text(TINY_GATES.replace(", transfer_gain: -1.0", ""))
+    return project
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    folder = tmp_path_factory.mktemp("servers")
+    with (
+        servers.postgres(PASSWORDS["postgres"]) as (postgres, address, data),
+        servers.s3(folder, "mlflow", "dvc") as s3,
+        pytest.MonkeyPatch.context() as patch,  # for this process, while it disturbs
+        ThreadPoolExecutor(2) as pool,
+    ):
+        mlflow, url = servers.mlflow(folder, f"postgresql://{address}/mlflow", PASSWORDS["mlflow"], s3)
+        user = f"deepmoji:{PASSWORDS['prefect']}"
+        prefect, api = servers.prefect(folder, f"postgresql+asyncpg://{address}/prefect", user)
+        variables = {
+            **s3,
+            "MLFLOW_TRACKING_URI": url,
+            "MLFLOW_TRACKING_USERNAME": "deepmoji",
+            "MLFLOW_TRACKING_PASSWORD": PASSWORDS["mlflow"],
+            "PREFECT_API_URL": api,
+            "PREFECT_API_AUTH_STRING": user,
+        }
+        for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+            patch.setenv(name, variables[name])
+        project, other = small(write_tiny_project(folder / "project")), folder / "other"
+        other.mkdir()
+        # This one has its password in the address.
+        inside = {"MLFLOW_TRACKING_URI": url.replace("://", f"://deepmoji:{PASSWORDS['mlflow']}@")}
+        with mlflow, prefect:
+            pipeline = pool.submit(run_in, project, *FLOW, variables=variables, timeout=LIMIT)
+            code = (sys.executable, "-c", REGISTER, str(other), str(tiny_model(folder / "tiny")))
+            registering = pool.submit(run_in, other, *code, variables=inside, timeout=LIMIT)
+            try:
+                before = disturb(pipeline, url, mlflow, postgres)
+                done = pipeline.result()
+            finally:
+                (other / "stop").touch()
+            yield House(folder, url, variables, project, done, registering.result(), before, data)
+
+
+def disturb(pipeline: Future[CompletedProcess[str]], url: str, *victims: servers.Server) -> set[str]:
+    """End each server without warning while stages run, and start it again; the runs that had ended well before."""
+    before: set[str] = set()
+    for number, victim in enumerate(victims):
+        limit = time.monotonic() + 120
+        while len(now := finished(url, *STAGES)) < 2 * number + 1:
+            assert time.monotonic() < limit and not pipeline.done(), pipeline.result().stderr[-3000:]
+            time.sleep(0.5)
+        before |= now | finished(url, "release")
+        # SIGQUIT is PostgreSQL's immediate shutdown: no checkpoint, the next start recovers from its log.
+        victim.end(signal.SIGKILL if number == 0 else signal.SIGQUIT)
+        time.sleep(1)
+        victim.start()
+    return before
+
+
+def test_the_interrupted_run_passes_or_says_in_a_sentence_why_not(house: House) -> None:
+    done = house.pipeline
+    if done.returncode != 0:
+        assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1, done.stderr
+        done = run_in(house.project, *FLOW, variables=house.variables)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "Champion: deepmoji version" in done.stdout
+
+
+def test_nothing_registered_is_lost(house: House, tmp_path: Path) -> None:
+    """Every version that was handed out is there, once, with its run and its weights."""
+    assert house.registered.returncode == 0, house.registered.stderr[-3000:]
+    lines = house.registered.stdout.splitlines()
+    versions = [line for line in lines if not line.startswith("error: ")]
+    assert len(set(versions)) == len(versions) > 2
+    assert len(lines) > len(versions), "no registration was interrupted, so nothing was tried here"
+    assert house.finished_before and house.finished_before <= finished(house.url)
+    door = tracking.client(house.url)
+    runs = finished(house.url, "release")
+    for version in versions:
+        found = door.get_model_version("deepmoji", version)
+        assert found.run_id in runs
+        place = f"{door.get_model_version_download_uri('deepmoji', version)}/artifacts/tiny/model.safetensors"
+        file = Path(download_artifacts(artifact_uri=place, dst_path=str(tmp_path / version), tracking_uri=house.url))
+        assert file.read_bytes() == (house.folder / "tiny" / "model.safetensors").read_bytes()
+
+
+def test_without_a_password_nobody_enters(house: House) -> None:
+    address = f"{house.url}/api/2.0/mlflow/experiments/search?max_results=5"
+    assert servers.get(address) == 401
+    for name, password, status in (
+        ("deepmoji", PASSWORDS["mlflow"], 200),
+        ("deepmoji", "wrong-password", 401),
+        ("admin", "password1234", 401),  # what MLflow once came with
+    ):
+        header = {"Authorization": "Basic " + b64encode(f"{name}:{password}".encode()).decode()}
+        assert servers.get(address, headers=header) == status
+    assert servers.get(f"{house.variables['PREFECT_API_URL']}/flows/count", method="POST") == 401
+
+
+def test_a_wrong_password_is_one_sentence(house: House) -> None:
+    wrong = house.variables | {"MLFLOW_TRACKING_PASSWORD": "wrong-hunter2"}
+    done = run_in(house.project, "deepmoji", "models", "list", variables=wrong)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1 and "MLFLOW_TRACKING_PASSWORD" in done.stderr, done.stderr
+    done = run_in(house.project, "deepmoji", "models", "list", variables=house.variables)
+    assert done.returncode == 0 and "champion" in done.stdout, done.stderr
+
+
+def test_the_champion_is_served_by_mlflow(house: House) -> None:
+    """`mlflow models serve`, as mlflow/README.md tells: per-text probabilities, features, explain as parameters."""
+    port = servers.free_port()
+    texts = ["I love this", "not happy at all", ""]
+
+    def ask(**parameters: object) -> list[dict[str, Any]]:
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{port}/invocations",
+            data=json.dumps({"inputs": texts, "params": parameters}).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            rows: list[dict[str, Any]] = json.load(answer)["predictions"]
+            return rows
+
+    command = ["mlflow", "models", "serve", "-m", "models:/deepmoji@champion", "--env-manager", "local"]
+    with servers.Server(
+        [*command, "--host", "127.0.0.1", "--port", str(port)],
+        house.folder / "serve.log",
+        lambda: servers.healthy(f"http://127.0.0.1:{port}/ping"),
+        house.variables | {"PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])},
+        cwd=house.folder,
+    ):
+        labels = [row["labels"] for row in ask(output="predict", top_k=3)]
+        probabilities = ask(output="probabilities")
+        features = [row["features"] for row in ask(output="features")]
+        explained = ask(output="explain")
+        with pytest.raises(urllib.error.HTTPError, match=r"HTTP Error [45]00"):
+            ask(output="nonsense")
+    model = load_folder(house.project / "artifacts" / "pretrained")
+    expected = model.probabilities(texts)
+    assert [list(row.values()) for row in probabilities] == [pytest.approx(row, abs=1e-5) for row in expected.tolist()]
+    assert labels == [[best.label for best in row] for row in model.predict(texts, top_k=3)]
+    assert features == [pytest.approx(row, abs=1e-5) for row in model.encode(texts).tolist()]
+    assert [row["tokens"] for row in explained] == [[a.token for a in row] for row in model.explain(texts)]
+
+
+def test_data_goes_to_s3_and_comes_back(house: House, tmp_path: Path) -> None:
+    """A clone with nothing but the address and the keys pulls everything and has nothing to do."""
+    project, variables = house.project, house.variables
+    commit = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qam", "Lock")
+    clone = tmp_path / "clone"
+    for command in (
+        ("dvc", "remote", "add", "--default", "s3", "s3://dvc/deepmoji"),
+        ("dvc", "add", "-q", "data"),
+        ("dvc", "push", "-q"),
+        ("git", "add", "-A"),
+        commit,
+        ("git", "clone", "-q", ".", str(clone)),
+    ):
+        done = run_in(project, *command, variables=variables)
+        assert done.returncode == 0, done.stderr
+    assert not (clone / ".state").exists() and not (clone / "artifacts").exists()
+    done = run_in(clone, "dvc", "pull", "-q", variables=variables)
+    assert done.returncode == 0, done.stderr
+    assert json.loads(run_in(clone, "dvc", "status", "--json").stdout) == {}
+    weights = Path("artifacts") / "pretrained" / "model.safetensors"
+    assert (clone / weights).read_bytes() == (project / weights).read_bytes()
+
+
+def test_the_worker_of_the_image_is_well(house: House) -> None:
+    """The Dockerfile's CMD of the target worker, and its health check, on this machine."""
+    steps = dict(servers.image("worker"))
+    port = servers.free_port()
+    check = json.loads(steps["HEALTHCHECK"].partition("CMD ")[2])
+    assert "127.0.0.1:8080" in check[-1]
+    check = [sys.executable, "-c", check[-1].replace("8080", str(port))]
+    settings = {
+        "WORK_POOL": "worker-test",
+        "WORK_QUEUE": "default",
+        "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+        "PREFECT_WORKER_WEBSERVER_PORT": str(port),
+        "PREFECT_HOME": str(house.folder / "prefect-worker"),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    with servers.Server(
+        json.loads(steps["CMD"]),
+        house.folder / "worker.log",
+        lambda: subprocess.run(check, check=True, capture_output=True, timeout=20),
+        house.variables | settings,
+        cwd=house.folder,
+    ):
+        pools = run_in(house.project, "prefect", "work-pool", "ls", variables=house.variables)
+        assert "worker-test" in pools.stdout, pools.stderr
+
+
+def test_the_champion_is_served_by_the_image(house: House, tmp_path: Path) -> None:
+    """The Dockerfile's CMD of the target serve, in a folder that holds what the image holds."""
+    steps = servers.image("serve")
+    for name, rest in steps:
+        if name == "COPY" and not rest.startswith("--from"):
+            for source in rest.split()[:-1]:
+                shutil.copy2(house.project / source, tmp_path)
+    (tmp_path / ".state").mkdir()
+    port = servers.free_port()
+    command = [word.replace("0.0.0.0", "127.0.0.1").replace("8000", str(port)) for word in json.loads(steps[-1][1])]
+    settings = {
+        "MODEL": "models:/deepmoji@champion",
+        "DEEPMOJI_PROJECT": str(tmp_path),
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+    }
+    # As in compose.yaml: the server's address and the user, no key to S3, whose artifacts MLflow hands out.
+    given = {key: value for key, value in house.variables.items() if key.startswith("MLFLOW_")}
+    with servers.Server(
+        command,
+        house.folder / "image-serve.log",
+        lambda: servers.healthy(f"http://127.0.0.1:{port}/health"),
+        given | settings,
+        cwd=tmp_path,
+    ):
+        assert servers.get(f"http://127.0.0.1:{port}/") == 200
+
+
+def test_no_secret_is_left_anywhere(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in a log or file of the project, nor in the rows of both databases, nor in what lies in S3."""
+    assert SECRET in PASSWORDS["mlflow"].encode()
+    for text in (house.pipeline.stdout, house.pipeline.stderr, house.registered.stdout, house.registered.stderr):
+        assert SECRET not in text.encode()
+    found = [
+        str(path)
+        for top in (house.folder, house.database)
+        for path in top.rglob("*")
+        if path.is_file() and SECRET in path.read_bytes()
+    ]
+    assert found == []
+    for name in ("AWS_ENDPOINT_URL", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_DEFAULT_REGION"):
+        monkeypatch.setenv(name, house.variables[name])
+    store = boto3.client("s3")
+    objects = store.list_objects_v2(Bucket="mlflow")["Contents"]
+    assert len(objects) > 100
+    for entry in objects:
+        assert SECRET not in store.get_object(Bucket="mlflow", Key=entry["Key"])["Body"].read(), entry
