@@ -308,4 +308,5 @@ def test_nothing_large_is_in_git(project_root: Path) -> None:
     names = subprocess.run(
         ["git", "-C", str(project_root), "ls-files"], capture_output=True, text=True, check=True, timeout=60
     ).stdout.split("\n")
-    assert [n for n in names if n and (project_root / n).is_file() and (project_root / n).stat().st_size > 2**20] == []
+    large = [n for n in names if n and (project_root / n).is_file() and (project_root / n).stat().st_size > 2**20]
+    assert large == ["deepmoji/data/starter/model.safetensors"]  # tests/test_evaluation.py limits its size
