@@ -180,9 +180,10 @@ def asking_prefect() -> Iterator[None]:
         if url:  # else Prefect starts a temporary server of its own
             httpx.get(f"{url.rstrip('/')}/health", timeout=20)
         yield
-    except (httpx.TransportError, httpx.InvalidURL) as error:
+    except (httpx.TransportError, httpx.HTTPStatusError, httpx.InvalidURL) as error:
+        reason = " ".join(str(error).split())[:300]
         raise ServiceError(
-            f"The Prefect server at {url or 'its temporary address'} does not answer ({error}): see that it runs, or "
+            f"The Prefect server at {url or 'its temporary address'} does not answer ({reason}): see that it runs, or "
             "unset PREFECT_API_URL to use a temporary one."
         ) from error
 

@@ -38,7 +38,13 @@ def write_mini_project(folder: Path) -> Path:
         shutil.copy2(ROOT / name, folder / name)
     (folder / "mlflow").mkdir()
     (folder / "mlflow" / "promotion.yaml").write_text(GATES)
-    stages = {stage: {"cmd": f"echo {stage} >> ran.txt", "always_changed": True} for stage in STAGES}
+    stages: dict[str, dict[str, object]] = {
+        stage: {"cmd": f"echo {stage} >> ran.txt", "always_changed": True} for stage in STAGES
+    }
+    stages["finetune"]["matrix"] = {"dataset": ["sample-sentiment"], "method": ["new"]}
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    params["datasets"]["names"], params["finetune"]["methods"] = ["sample-sentiment"], ["new"]
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     (folder / "dvc.yaml").write_text(yaml.safe_dump({"stages": stages}, sort_keys=False))
     (folder / ".gitignore").write_text(".state/\nartifacts/\nran.txt\n/data\n")
     tweets = folder / "data" / "tweets"
@@ -57,6 +63,12 @@ def write_mini_project(folder: Path) -> Path:
     for command in ((*git, "init", "-q"), ("dvc", "init", "-q"), (*git, "add", "-A"), (*git, "commit", "-qm", "Mini")):
         assert run(folder, *command).returncode == 0
     return folder
+
+
+def ran(folder: Path) -> list[str]:
+    """The stages of the last whole run in their order; the two that run side by side come as in STAGES."""
+    names = (folder / "ran.txt").read_text().split()[-len(STAGES) :]
+    return sorted(names[:2], key=STAGES.index) + names[2:]
 
 
 def write_model(folder: Path, seed: int) -> None:

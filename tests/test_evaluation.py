@@ -73,7 +73,7 @@ def test_a_smaller_copy_answers_nearly_the_same(tmp_path: Path, storage: str, of
     facts = compress(tmp_path / "tiny", tmp_path / "small", storage=storage, words=None)
     before, after = (deepmoji.load(tmp_path / name).probabilities(TEXTS) for name in ("tiny", "small"))
     assert np.abs(before - after).max() <= off
-    assert facts["bytes"] == folder_bytes(tmp_path / "small") <= folder_bytes(tmp_path / "tiny")
+    assert facts["bytes"] == folder_bytes(tmp_path / "small")
     assert (tmp_path / "small" / "model.safetensors").stat().st_size < {"fp32": 1.01, "fp16": 0.7, "int8": 0.6}[
         storage
     ] * (tmp_path / "tiny" / "model.safetensors").stat().st_size

@@ -278,8 +278,14 @@ def test_the_worker_of_the_image_is_well(house: House) -> None:
         house.variables | settings,
         cwd=house.folder,
     ):
-        pool = run_in(house.project, "prefect", "work-pool", "inspect", "worker-test", variables=house.variables)
-        assert pool.returncode == 0 and "process" in pool.stdout, pool.stderr
+        # It is well before it has made its pool.
+        deadline = time.monotonic() + 60
+        while True:
+            pool = run_in(house.project, "prefect", "work-pool", "inspect", "worker-test", variables=house.variables)
+            if pool.returncode == 0 or time.monotonic() > deadline:
+                break
+            time.sleep(1)
+        assert pool.returncode == 0 and "process" in pool.stdout, pool.stdout
 
 
 def test_the_champion_is_served_by_the_image(house: House, tmp_path: Path) -> None:

@@ -279,7 +279,7 @@ def test_a_registered_version_carries_numbers_origin_and_alias(root: Path, regis
 def test_a_registered_model_loads_by_uri(root: Path, registered: int, monkeypatch: pytest.MonkeyPatch) -> None:
     uri = f"models:/deepmoji/{registered}"
     model = registry.load(uri, root=root)
-    assert model.name == uri
+    assert model.name == f"{uri} (preset test)"
     expected = deepmoji.load(root / "tiny").probabilities(TEXTS)
     np.testing.assert_array_equal(model.probabilities(TEXTS), expected)
     assert {"config.json", "MODEL_CARD.md"} <= {file.name for file in registry.resolve(uri, root).iterdir()}
