@@ -16,12 +16,12 @@ import click
 
 from deepmoji import __version__
 from deepmoji.errors import DeepMojiError, InputError, ServiceError, UsageError, describe
+from deepmoji.starter import STARTER
 
 if TYPE_CHECKING:
     from deepmoji.inference import Model
     from deepmoji.stages import Project
 
-STARTER = "starter"
 # The flows look for this in a stage's log: only such a failure may pass when tried again.
 TEMPORARY = "error (may pass when tried again): "
 

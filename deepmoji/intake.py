@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 from deepmoji import corpus, funnel
@@ -43,11 +44,10 @@ def add(project: Project, file: Path, *, commit: bool = False) -> str:
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
-    try:
+    with ExitStack() as undo:
+        undo.callback(target.unlink)
         _call(project.root, "dvc", "add", "--quiet", str(project.data))
-    except BaseException:
-        target.unlink()
-        raise
+        undo.pop_all()
     head = f"Add {target.relative_to(project.root)}: {counts['rows_in']:,} rows in, {counts['rows_out']:,} out"
     message = f"{head}\n\n{funnel.describe(counts)}\n"
     if commit:

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 from deepmoji.errors import InputError
-from deepmoji.vocabulary import Vocabulary
 
 STARTER = "starter"
 
@@ -29,6 +28,7 @@ def compress(folder: Path, out: Path, *, storage: str, words: int | None, note: 
     """
     from deepmoji.checkpoints import load_model, save_model
     from deepmoji.model import DeepMoji
+    from deepmoji.vocabulary import Vocabulary
 
     source = load_model(folder)
     vocabulary, model = source.vocabulary, source.model
@@ -41,9 +41,7 @@ def compress(folder: Path, out: Path, *, storage: str, words: int | None, note: 
     extra = {key: value for key, value in source.config.items() if key not in model.config and key != "format"}
     card = (folder / "MODEL_CARD.md").read_text(encoding="utf-8").rstrip() + "\n\n" + note
     card += f"\nThis copy: {len(vocabulary):,} words, weights stored as {storage}, computed in fp32.\n"
-    save_model(
-        out, model, vocabulary, source.labels, metrics=source.metrics, card=card, extra=extra, storage=storage
-    )  # fmt: skip
+    save_model(out, model, vocabulary, source.labels, metrics=source.metrics, card=card, extra=extra, storage=storage)
     return {"bytes": folder_bytes(out), "words": len(vocabulary), "storage": storage}
 
 

@@ -11,6 +11,7 @@ import subprocess
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -133,22 +134,21 @@ def reproduce(root: Path, target: str) -> tuple[int, int]:
             start_new_session=True,
             pass_fds=[lock],
         ) as process,
+        ExitStack() as undo,
     ):
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                text = line.rstrip()
-                if not text:
-                    continue
-                tail.append(text)
-                ran += text.startswith("Running stage")
-                # The second is DVC's run cache: the same inputs ran before, nothing is computed.
-                unchanged += "didn't change, skipping" in text or "is cached - skipping run" in text
-                logger.info(text)
-            code = process.wait()
-        except BaseException:
-            os.killpg(process.pid, signal.SIGTERM)
-            raise
+        undo.callback(os.killpg, process.pid, signal.SIGTERM)
+        assert process.stdout is not None
+        for line in process.stdout:
+            text = line.rstrip()
+            if not text:
+                continue
+            tail.append(text)
+            ran += text.startswith("Running stage")
+            # The second is DVC's run cache: the same inputs ran before, nothing is computed.
+            unchanged += "didn't change, skipping" in text or "is cached - skipping run" in text
+            logger.info(text)
+        code = process.wait()
+        undo.pop_all()
     if code != 0:
         reason = next((line for line in tail if line.startswith(("error", TEMPORARY))), "") or " / ".join(
             list(tail)[-3:]
