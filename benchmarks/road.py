@@ -31,7 +31,10 @@ def copy_project(folder: Path) -> None:
             target = folder / name
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / name, target)
-    subprocess.run(["git", "init", "-q"], cwd=folder, check=True)
+    git = ["git", "-C", str(folder), "-c", "user.name=benchmark", "-c", "user.email=benchmark@localhost"]
+    subprocess.run([*git, "init", "-q"], check=True)
+    subprocess.run([*git, "add", "-A"], check=True)
+    subprocess.run([*git, "commit", "-q", "-m", "a model is promoted only from a known commit"], check=True)
 
 
 def run(folder: Path, *command: str) -> tuple[float, float]:

@@ -30,6 +30,7 @@ RULES = {
     "url": "holds a web address, so it is about something not in the text",
     "no_label": "holds none of the wanted emojis",
     "no_text": "nothing but emojis",
+    "broken": "more than a tenth is U+FFFD, what a wrong encoding leaves",
     "mentions_only": "nothing but names, addresses and emojis",
     "too_short": "fewer words than wanted",
     "not_english": "too few common English words",
@@ -50,6 +51,7 @@ _LOOSE_JOINER = re.compile("(?<!\\w)\u200d|\u200d(?!\\w)")
 _MENTION = re.compile(r"@\w+\W*$")
 _ADDRESS = re.compile(r"(?:https?://|www\.\w)", re.IGNORECASE)
 _NOT_WORD = re.compile(r"[\W_]+")
+MAX_REPLACED = 0.1  # of a text's characters: more U+FFFD means a wrong encoding, not a broken character
 MIN_JUDGED_WORDS = 4  # a share of fewer words says nothing about the language
 
 
@@ -246,6 +248,8 @@ class _Words:
     def rules(self, options: Options) -> list[tuple[str, Flags]]:
         worded = self.count(self.worded | self.named)
         result = [("no_text", _flags(pc.equal(pc.utf8_length(self.texts), 0)))]
+        replaced = np.asarray(pc.count_substring(self.texts, "\ufffd")) / np.maximum(pc.utf8_length(self.texts), 1)
+        result.append(("broken", replaced > MAX_REPLACED))
         if options.drop_mentions_only:
             result.append(("mentions_only", (worded > 0) & (worded == self.count(self.named))))
         result.append(("too_short", worded < options.min_words))

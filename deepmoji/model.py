@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from deepmoji.errors import UsageError
 
@@ -57,15 +57,20 @@ class DeepMoji(nn.Module):
         _check(self.config)
         self.task: Task = task
         self.feature_size = 4 * hidden_size + embedding_size if attention else 2 * hidden_size
-        layer = HardSigmoidLSTM if recurrent_activation == "hard_sigmoid" else nn.LSTM
-        self.embedding = nn.Embedding(vocabulary_size, embedding_size, padding_idx=0)
-        self.lstm0 = layer(embedding_size, hidden_size, batch_first=True, bidirectional=True)
-        self.lstm1 = layer(2 * hidden_size, hidden_size, batch_first=True, bidirectional=True)
+        layer = HardSigmoidLSTM if recurrent_activation == "hard_sigmoid" else MaskedLSTM
+        # Given its weight, the layer draws no random one, which on the meta device would import all of torch.compile.
+        weight = torch.empty(vocabulary_size, embedding_size)
+        self.embedding: nn.Embedding = nn.Embedding.from_pretrained(  # type: ignore[no-untyped-call]
+            weight, freeze=False, padding_idx=0
+        )
+        self.lstm0: nn.LSTM = layer(embedding_size, hidden_size)
+        self.lstm1: nn.LSTM = layer(2 * hidden_size, hidden_size)
         self.attention = Attention(self.feature_size) if attention else None
         self.output = nn.Linear(self.feature_size, classes)
         self.channel_dropout = nn.Dropout1d(embedding_dropout)
         self.final_dropout = nn.Dropout(final_dropout)
-        self._initialise()
+        if not weight.is_meta:
+            self._initialise()
 
     def forward(self, ids: Tensor, lengths: Tensor) -> Tensor:
         """Logits (B, C) float32 of ids (B, T) int64 with lengths (B,) int64, best kept on the CPU."""
@@ -82,11 +87,11 @@ class DeepMoji(nn.Module):
             features, weights = self.features(ids.new_zeros(ids.shape[0], 1), lengths)
             return features, weights[:, :0]
         lengths = lengths.cpu()  # packing wants them there; a copy only if the caller left them on a GPU
-        embedded = torch.tanh(self.embedding(ids))  # (B, T, E)
+        embedded = torch.tanh(self.embedding(ids)).to(self.lstm0.all_weights[0][0].dtype)  # (B, T, E)
         # Dropout1d drops channels of (B, E, T): one draw per text and channel, the same for all its tokens.
         embedded = self.channel_dropout(embedded.transpose(1, 2)).transpose(1, 2)
-        states0, _ = _recur(self.lstm0, embedded, lengths)  # (B, T, 2H)
-        states1, last1 = _recur(self.lstm1, states0, lengths)  # (B, T, 2H), (B, 2H)
+        states0, _ = self.lstm0(embedded, lengths)  # (B, T, 2H)
+        states1, last1 = self.lstm1(states0, lengths)  # (B, T, 2H), (B, 2H)
         present = torch.arange(ids.shape[1])[None, :] < lengths[:, None]  # (B, T)
         present = present.to(ids.device, non_blocking=True)
         if self.attention is None:
@@ -136,27 +141,50 @@ class Attention(nn.Module):
         return torch.cat(summed, dim=1), weights
 
 
-class HardSigmoidLSTM(nn.LSTM):
-    """One bidirectional layer whose gates use Keras' hard sigmoid, clip(0.2 x + 0.5, 0, 1); weights as nn.LSTM's."""
+class MaskedLSTM(nn.LSTM):
+    """One bidirectional layer over right-padded rows, each direction over a row's own tokens only.
 
-    def forward(  # type: ignore[override]
-        self, input: Tensor | PackedSequence, hx: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor | PackedSequence, tuple[Tensor, Tensor]]:
-        """States and last states of (B, T, input_size) or of a packed sequence, in the form that came."""
-        if isinstance(input, PackedSequence):
-            padded, lengths = pad_packed_sequence(input, batch_first=True)
-            states, last = self._run(padded, lengths)
-            packed = pack_padded_sequence(states, lengths, batch_first=True, enforce_sorted=False)
-            return packed, last
-        lengths = torch.full((input.shape[0],), input.shape[1])
-        return self._run(input, lengths)
+    On the CPU the padded rows are multiplied as they lie: the backward direction runs over each row reversed within
+    its length, so that its padding comes last too. Packing would cost more than the little padding of a batch of
+    like lengths, and brings a new shape with every batch, each of which oneDNN keeps a kernel for. cuDNN packs.
+    """
 
-    def _run(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    def __init__(self, input_size: int, hidden_size: int) -> None:
+        super().__init__(input_size, hidden_size, batch_first=True, bidirectional=True)
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """States (B, T, 2H), of no meaning behind a row's length, and last states (B, 2H) of x (B, T, input_size)."""
+        if bool((lengths == x.shape[1]).all()):
+            states, (last, _) = super().forward(x)
+            return states, last.transpose(0, 1).flatten(1)
+        if x.is_cuda:
+            return self.run_packed(x, lengths)
+        rows, turned = _turned(lengths, x.shape[1])
+        start = x.new_zeros(1, x.shape[0], self.hidden_size)
+        ahead, back = (
+            torch.lstm(part, (start, start), tuple(weights), True, 1, 0.0, self.training, False, True)[0]
+            for part, weights in zip((x, x[rows, turned]), self.all_weights, strict=True)
+        )
+        ends = lengths.clamp(min=1) - 1
+        last = torch.cat([ahead[rows[:, 0], ends], back[rows[:, 0], ends]], dim=1)
+        return torch.cat([ahead, back[rows, turned]], dim=2), last
+
+    def run_packed(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """The same by a packed sequence."""
+        packed = pack_padded_sequence(x, lengths.clamp(min=1), batch_first=True, enforce_sorted=False)
+        packed_states, (last, _) = super().forward(packed)
+        states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=x.shape[1])
+        return states, last.transpose(0, 1).flatten(1)
+
+
+class HardSigmoidLSTM(MaskedLSTM):
+    """MaskedLSTM whose gates use Keras' hard sigmoid, clip(0.2 x + 0.5, 0, 1); weights as nn.LSTM's."""
+
+    def forward(self, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """States (B, T, 2H), of no meaning behind a row's length, and last states (B, 2H) of x (B, T, input_size)."""
         # Both directions step together, the backward one over each text reversed within its length.
         b, t, _ = x.shape
-        steps = torch.arange(t)[None, :]
-        turned = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps).to(x.device)  # (B, T)
-        rows = torch.arange(b, device=x.device)[:, None]
+        rows, turned = (index.to(x.device) for index in _turned(lengths, t))
         (w, u, b0, b1), (w_back, u_back, b0_back, b1_back) = self.all_weights
         forward_gates = nn.functional.linear(x, w, b0 + b1)
         backward_gates = nn.functional.linear(x, w_back, b0_back + b1_back)
@@ -172,26 +200,20 @@ class HardSigmoidLSTM(nn.LSTM):
             hidden = (_hard_sigmoid(o) * torch.tanh(cell)).to(gates.dtype)
             states.append(hidden)
         outputs = torch.stack(states, dim=2)  # (2, B, T, H)
-        joined = torch.cat([outputs[0], outputs[1][rows, turned]], dim=2)
-        ends = (lengths - 1).to(x.device)
-        last = outputs[:, torch.arange(b, device=x.device), ends]
-        return joined, (last, cell)
+        ends = (lengths.clamp(min=1) - 1).to(x.device)
+        last = outputs[:, rows[:, 0], ends].transpose(0, 1).flatten(1)
+        return torch.cat([outputs[0], outputs[1][rows, turned]], dim=2), last
 
 
 def _hard_sigmoid(x: Tensor) -> Tensor:
     return torch.clamp(0.2 * x + 0.5, 0.0, 1.0)
 
 
-def _recur(lstm: nn.LSTM, x: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-    """States (B, T, 2H) and last states (B, 2H) of x (B, T, ...); packed only where lengths differ."""
-    t = x.shape[1]
-    if bool((lengths == t).all()):
-        states, (last, _) = lstm(x)
-    else:
-        packed = pack_padded_sequence(x, lengths.clamp(min=1), batch_first=True, enforce_sorted=False)
-        packed_states, (last, _) = lstm(packed)
-        states, _ = pad_packed_sequence(packed_states, batch_first=True, total_length=t)
-    return states, last.transpose(0, 1).flatten(1)
+def _turned(lengths: Tensor, t: int) -> tuple[Tensor, Tensor]:
+    """Indices (B, 1) and (B, T) that reverse each row within its length and leave what stands behind it."""
+    steps = torch.arange(t)[None, :]
+    turned = torch.where(steps < lengths[:, None], lengths[:, None] - 1 - steps, steps)
+    return torch.arange(len(lengths))[:, None], turned
 
 
 def _check(config: Mapping[str, Any]) -> None:

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from deepmoji.dataset_formats import SPLITS
+from deepmoji.filters import MAX_REPLACED
 
-MAX_REPLACED = 0.1  # of a text's characters: more U+FFFD means a wrong encoding, not a broken character
 MAX_BLANK_SHARE = 0.01  # published sets hold a few texts that were nothing but a link
 MAX_EMPTY_SHARE = 0.01
 LEAST_MEAN_TOKENS = 2.0

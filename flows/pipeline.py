@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -32,6 +33,7 @@ from flows.environment import project_of
 from flows.lock import held, one_run, stage_lock
 from flows.notify import tell
 from flows.release import release
+from flows.warm import warm_path
 
 # Every stage in an order that dvc.yaml allows; of the first two neither reads what the other writes.
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
@@ -69,22 +71,21 @@ def may_pass_again(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     retries=3,
     retry_delay_seconds=exponential_backoff(backoff_factor=5),
     retry_condition_fn=may_pass_again,
-    timeout_seconds=STAGE_LIMIT_SECONDS,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run_stage(root: Path, target: str) -> StageResult:
-    """Run one DVC stage, or one item of a matrix (stage@item), and stream its log."""
+def run_stage(root: Path, target: str, path: str) -> StageResult:
+    """Run one DVC stage, or one item of a matrix (stage@item), with that PATH, and stream its log."""
     started = time.monotonic()
-    ran, unchanged = reproduce(root, target)
+    ran, unchanged = reproduce(root, target, path)
     return StageResult(target, ran, unchanged, time.monotonic() - started)
 
 
-def run_items(root: Path, stage: str) -> StageResult:
+def run_items(root: Path, stage: str, path: str) -> StageResult:
     """Run what is out of date of a matrix stage, as many items at once as there are cores."""
     started = time.monotonic()
     items, changed = matrix_items(root, stage)
-    futures = [run_stage.submit(root, item) for item in changed]
+    futures = [run_stage.submit(root, item, path) for item in changed]
     wait(futures)
     results = [future.result() for future in futures]
     unchanged = len(items) - len(changed) + sum(result.unchanged for result in results)
@@ -111,13 +112,13 @@ def publish(root: Path, result: StageResult) -> StageResult:
     return result
 
 
-def reproduce(root: Path, target: str) -> tuple[int, int]:
+def reproduce(root: Path, target: str, path: str) -> tuple[int, int]:
     """`dvc repro --single-item`: how many of the target's items ran, and how many were up to date.
 
     While a stage's command runs DVC lets go of its lock, so that others can run beside it.
     """
     logger = get_run_logger()
-    environment = os.environ | {"DEEPMOJI_FLOW_RUN_ID": flow_run.get_id() or ""}
+    environment = os.environ | {"DEEPMOJI_FLOW_RUN_ID": flow_run.get_id() or "", "PATH": path}
     ran = unchanged = 0
     tail: deque[str] = deque(maxlen=40)
     # A session of its own, so that ending the task ends the stage and everything it started.
@@ -137,6 +138,16 @@ def reproduce(root: Path, target: str) -> tuple[int, int]:
         ExitStack() as undo,
     ):
         undo.callback(os.killpg, process.pid, signal.SIGTERM)
+        # Prefect's own limit cannot end what runs in a thread.
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            os.killpg(process.pid, signal.SIGTERM)
+
+        timer = threading.Timer(STAGE_LIMIT_SECONDS, end)
+        timer.start()
+        undo.callback(timer.cancel)
         assert process.stdout is not None
         for line in process.stdout:
             text = line.rstrip()
@@ -148,7 +159,10 @@ def reproduce(root: Path, target: str) -> tuple[int, int]:
             unchanged += "didn't change, skipping" in text or "is cached - skipping run" in text
             logger.info(text)
         code = process.wait()
+        timer.cancel()
         undo.pop_all()
+    if late.is_set():
+        raise StageFailed(f"The stage {target} was ended after {STAGE_LIMIT_SECONDS:,} seconds.", temporary=False)
     if code != 0:
         reason = next((line for line in tail if line.startswith(("error", TEMPORARY))), "") or " / ".join(
             list(tail)[-3:]
@@ -189,12 +203,14 @@ def run_road(root: Path, stages: Sequence[str] = STAGES) -> list[StageResult]:
     with held(stage_lock(root), "A stage of a run that was killed"):
         pass  # none is left over; from here on `one_run` keeps others away
     first = [stage for stage in stages if stage in ("ingest", "datasets")]
-    futures = [run_stage.submit(root, stage) for stage in first]
-    wait(futures)
-    results = [publish(root, future.result()) for future in futures]
-    for stage in stages[len(first) :]:
-        results.append(publish(root, run_items(root, stage) if stage == "finetune" else run_stage(root, stage)))
-    return results
+    with warm_path() as path:
+        futures = [run_stage.submit(root, stage, path) for stage in first]
+        wait(futures)
+        results = [publish(root, future.result()) for future in futures]
+        for stage in stages[len(first) :]:
+            run = run_items if stage == "finetune" else run_stage
+            results.append(publish(root, run(root, stage, path)))
+        return results
 
 
 def side_by_side() -> TaskRunner[PrefectFuture[Any]]:

@@ -79,6 +79,7 @@ def test_labels_come_off_the_text(text: str, rows: list[Any]) -> None:
         ("url", "www.example.com 😂", "wwww cool 😂", {"drop_urls": True}),
         ("no_label", "words 😀", "words 😂", {}),
         ("no_text", "😂 😀", "! 😂", {}),
+        ("broken", "don\ufffdt \ufffd 😂", "one broken \ufffd here 😂", {}),
         ("mentions_only", "@you @me 😂", "@you hi 😂", {"drop_mentions_only": True}),
         ("too_short", "one ! 😂", "one two 😂", {"min_words": 2}),
         ("not_english", "je ne sais pas pourquoi 😂", "i do not know why 😂", {"english_share": 0.2}),

@@ -52,7 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_one(root: Path) -> StageResult:
     @flow
     def one() -> StageResult:
-        return run_stage.with_options(retry_delay_seconds=0)(root, "ingest")
+        return run_stage.with_options(retry_delay_seconds=0)(root, "ingest", os.environ["PATH"])
 
     return one()
 
@@ -120,6 +120,18 @@ def test_a_run_that_was_killed_keeps_no_other_from_completing(tmp_path: Path, mo
     monkeypatch.setattr(lock, "LOCK_SECONDS", 60.0)
     assert [result.stage for result in pipeline(str(root), "sample", promote=False)] == list(STAGES)
     assert mini.ran(root) == list(STAGES)
+
+
+@pytest.mark.usefixtures("server")
+def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    root = mini.write_mini_project(tmp_path)
+    monkeypatch.setenv("PATH", mini.surroundings(root)["PATH"])
+    monkeypatch.setattr("flows.pipeline.STAGE_LIMIT_SECONDS", 5)
+    text = (root / "dvc.yaml").read_text()
+    (root / "dvc.yaml").write_text(text.replace("echo validate >> ran.txt", "sleep 100; echo validate >> ran.txt"))
+    with pytest.raises(DeepMojiError, match="The stage validate was ended after 5 seconds"):
+        pipeline(str(root), "sample", promote=False)
+    assert "validate" not in (root / "ran.txt").read_text()
 
 
 def test_a_lock_is_free_once_its_holder_and_the_child_that_got_it_are_gone(tmp_path: Path) -> None:

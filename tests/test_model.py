@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deepmoji.errors import UsageError
-from deepmoji.model import LAYERS, DeepMoji, lengths_of, probabilities
+from deepmoji.model import LAYERS, DeepMoji, MaskedLSTM, lengths_of, probabilities
 
 LENGTHS = torch.tensor([9, 3, 0, 1, 5, 9, 2])
 
@@ -68,8 +68,8 @@ def test_features_concatenate_second_layer_first_layer_embedding() -> None:
     with torch.inference_mode():
         features, _ = model.features(ids, lengths)
         embedded = torch.tanh(model.embedding(ids))
-        first, _ = model.lstm0(embedded)
-        second, _ = model.lstm1(first)
+        first, _ = model.lstm0(embedded, lengths)
+        second, _ = model.lstm1(first, lengths)
     torch.testing.assert_close(features, torch.cat([second, first, embedded], dim=2)[:, 0])
 
 
@@ -92,10 +92,22 @@ def test_hard_sigmoid_layer_follows_the_equations() -> None:
     model = tiny(recurrent_activation="hard_sigmoid")
     x = torch.randn(3, 7, 6, generator=torch.Generator().manual_seed(2))
     with torch.inference_mode():
-        states, _ = model.lstm0(x)
+        states, _ = model.lstm0(x, torch.full((3,), 7))
         for row in range(3):
             both = torch.cat([reference_lstm(model, x[row], False), reference_lstm(model, x[row], True)], dim=1)
             torch.testing.assert_close(states[row], both)
+
+
+def test_padded_rows_give_what_packed_ones_give() -> None:
+    layer = tiny().lstm0
+    assert isinstance(layer, MaskedLSTM)
+    x, lengths = torch.randn(4, 7, 6, generator=torch.Generator().manual_seed(3)), torch.tensor([7, 1, 4, 6])
+    with torch.inference_mode():
+        states, last = layer(x, lengths)
+        packed_states, packed_last = layer.run_packed(x, lengths)
+    for row, length in enumerate(lengths):
+        torch.testing.assert_close(states[row, :length], packed_states[row, :length])
+    torch.testing.assert_close(last, packed_last)
 
 
 def test_both_gate_functions_share_weights_but_not_results() -> None:

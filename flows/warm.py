@@ -1,0 +1,164 @@
+"""Stages without the seconds that imports take: commands forked from a process that has the heavy modules loaded.
+
+DVC starts a `deepmoji` for every stage, and each spends some five seconds on torch and MLflow. During a flow a
+`deepmoji` of this module stands first on PATH. It hands its arguments, environment and open files to a server that
+forks, and waits for the exit code. Only other people's modules are loaded before the fork: the project's own code is
+read by every command, as always. The command ends when the one who called it does, and where no server answers the
+real `deepmoji` runs. Standard library only, since the caller has to start at once.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
+
+# What the stages import of others, the slow ones.
+LOADED = (
+    "mlflow",
+    "mlflow.store.tracking.sqlalchemy_store",
+    "numpy",
+    "pandas",
+    "pyarrow.parquet",
+    "sklearn.linear_model",
+    "sklearn.metrics",
+    "torch.optim",
+)
+SOCKET = "DEEPMOJI_WARM"
+ENDED = 143  # what a shell says of a command that SIGTERM ended
+HEADER = 8
+
+
+@contextmanager
+def warm_path() -> Iterator[str]:
+    """A PATH on which `deepmoji` is the quick one, until the block ends; the PATH as it is where forks are unsafe."""
+    if sys.platform != "linux":
+        yield os.environ["PATH"]
+        return
+    with tempfile.TemporaryDirectory(prefix="deepmoji-") as name, socket.socket(socket.AF_UNIX) as listener:
+        folder = Path(name)
+        listener.bind(str(folder / "socket"))
+        listener.listen(64)
+        quick = folder / "deepmoji"
+        quick.write_text(f'#!/bin/sh\n{SOCKET}={folder / "socket"} exec {sys.executable} -IS {__file__} "$@"\n')
+        quick.chmod(0o700)
+        # -P: modules come from where the real command finds them. A session of its own: Ctrl-C is the flow's.
+        command = [sys.executable, "-P", __file__, "--serve", str(listener.fileno())]
+        environment = {"GOMP_SPINCOUNT": "3000"} | os.environ
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, env=environment, pass_fds=[listener.fileno()], start_new_session=True
+        ):
+            yield os.pathsep.join([name, os.environ["PATH"]])
+        # Popen closed the server's input, which is how it learns that the flow is over.
+
+
+def serve(listener: socket.socket) -> None:
+    """Fork a process for every caller until this process's own input ends."""
+    context = multiprocessing.get_context("fork")
+    while True:
+        # Asking for the children buries those that are done.
+        ready = wait([listener, sys.stdin.fileno(), *(child.sentinel for child in multiprocessing.active_children())])
+        if sys.stdin.fileno() in ready:
+            os._exit(0)  # a command that still runs belongs to its caller
+        if listener in ready:
+            connection, _ = listener.accept()
+            load()
+            context.Process(target=answer, args=(connection,)).start()
+            connection.close()
+
+
+def load() -> None:
+    """Import what takes long; a second call finds it done. What cannot be imported is left to the command to report."""
+    for name in LOADED:
+        with suppress(Exception):
+            importlib.import_module(name)
+    with suppress(Exception):
+        torch: Any = sys.modules["torch"]
+        torch.optim.SGD([torch.zeros(1)])  # the first optimiser imports a good second's worth of torch
+
+
+def answer(connection: socket.socket) -> None:
+    """In the forked process: be the command that the caller asked for, and tell it the exit code."""
+    header, files, _, _ = socket.recv_fds(connection, HEADER, 3)
+    if len(header) < HEADER:
+        return  # the caller is gone already
+    request = json.loads(_receive(connection, int.from_bytes(header)))
+    for place, file in enumerate(files):
+        os.dup2(file, place)
+        os.close(file)
+    os.chdir(request["folder"])
+    os.environ.clear()
+    os.environ.update(request["environment"])
+    random.seed()
+    threading.Thread(target=_end_with_caller, args=(connection,), daemon=True).start()
+    sys.argv = ["deepmoji", *request["arguments"]]
+    code = 1
+    try:
+        from deepmoji.cli import main
+
+        main(request["arguments"])
+        code = 0
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        with suppress(OSError):
+            connection.sendall(bytes([code & 255]))
+
+
+def call(address: str, arguments: list[str]) -> int | None:
+    """Run a command at the server of that address; its exit code, or None where none answers."""
+    environment = {key: value for key, value in os.environ.items() if key != SOCKET}
+    message = json.dumps({"folder": str(Path.cwd()), "environment": environment, "arguments": arguments}).encode()
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(address)
+        except OSError:
+            return None
+        socket.send_fds(connection, [len(message).to_bytes(HEADER)], [0, 1, 2])
+        connection.sendall(message)
+        code = connection.recv(1)
+    if not code:
+        print(f"error: `deepmoji {' '.join(arguments)}` was killed, often for want of memory.", file=sys.stderr)
+    return code[0] if code else ENDED
+
+
+def _receive(connection: socket.socket, size: int) -> bytes:
+    parts = []
+    while size > 0 and (part := connection.recv(min(size, 1 << 16))):
+        parts.append(part)
+        size -= len(part)
+    return b"".join(parts)
+
+
+def _end_with_caller(connection: socket.socket) -> None:
+    with suppress(OSError):
+        connection.recv(1)  # nothing more is sent: this returns when the caller is gone
+    os._exit(ENDED)
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--serve"]:
+        serve(socket.socket(fileno=int(sys.argv[2])))
+    address = os.environ[SOCKET]
+    code = call(address, sys.argv[1:])
+    if code is None:
+        rest = [part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != Path(address).parent]
+        os.environ["PATH"] = os.pathsep.join(rest)
+        os.execvp("deepmoji", ["deepmoji", *sys.argv[1:]])
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

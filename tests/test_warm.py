@@ -1,0 +1,109 @@
+"""Commands forked from a warm process behave as if started by themselves."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from flows.warm import warm_path
+from tests import servers
+
+
+@pytest.fixture(scope="module")
+def path() -> Iterator[str]:
+    before = os.environ["PATH"]
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
+    try:
+        with warm_path() as found:
+            yield found
+    finally:
+        os.environ["PATH"] = before
+
+
+def ask(path: str, *arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["deepmoji", *arguments],
+        cwd=folder,
+        env=os.environ | {"PATH": path} | variables,
+        executable=Path(path.split(os.pathsep)[0], "deepmoji"),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+
+
+def test_output_and_exit_code_come_back(path: str, tmp_path: Path) -> None:
+    done = ask(path, "predict", "--model", "starter", "--format", "json", "I love this", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)["labels"]) == 5
+    wrong = ask(path, "predict", "--model", "no-such-model", "hello", folder=tmp_path)
+    assert wrong.returncode == 1 and wrong.stderr.startswith("error: "), wrong.stderr
+    unknown = ask(path, "no-such-command", folder=tmp_path)
+    assert unknown.returncode == 2 and "No such command" in unknown.stderr
+
+
+def test_folder_and_environment_are_the_callers(path: str, tmp_path: Path) -> None:
+    (tmp_path / "params.yaml").write_text("preset: nonsense\n")
+    (tmp_path / "dvc.yaml").write_text("stages: {}\n")
+    here = ask(path, "ingest", folder=tmp_path)
+    assert here.returncode == 2 and "params.yaml" in here.stderr, here.stderr
+    (tmp_path / "elsewhere").mkdir()
+    there = ask(path, "ingest", folder=tmp_path / "elsewhere", DEEPMOJI_PROJECT="/no/such/project")
+    assert there.returncode == 2 and "/no/such/project" in there.stderr, there.stderr
+
+
+def serving(path: str, folder: Path) -> tuple[subprocess.Popen[bytes], int, psutil.Process]:
+    """A command that goes on until it is ended, its port, and the process that does its work."""
+    port = servers.free_port()
+    quick = Path(path.split(os.pathsep)[0], "deepmoji")
+    caller = subprocess.Popen(
+        [quick, "serve", "--model", "starter", "--port", str(port)], cwd=folder, stderr=subprocess.PIPE
+    )
+    until = time.monotonic() + 60
+    while True:
+        try:
+            servers.healthy(f"http://127.0.0.1:{port}/health")
+            break
+        except OSError:
+            assert caller.poll() is None and time.monotonic() < until
+            time.sleep(0.1)
+    (worker,) = {
+        connection.pid for connection in psutil.net_connections() if connection.laddr and connection.laddr.port == port
+    } - {None}
+    assert worker is not None and worker != caller.pid
+    return caller, port, psutil.Process(worker)
+
+
+def test_the_command_ends_with_its_caller(path: str, tmp_path: Path) -> None:
+    caller, _, worker = serving(path, tmp_path)
+    with caller:
+        caller.kill()
+    worker.wait(timeout=20)
+
+
+def test_a_command_that_is_killed_is_no_success(path: str, tmp_path: Path) -> None:
+    caller, _, worker = serving(path, tmp_path)
+    with caller:
+        worker.kill()
+        _, error = caller.communicate(timeout=20)
+    assert caller.returncode != 0
+    assert b"was killed" in error
+
+
+def test_without_its_server_the_real_command_runs(tmp_path: Path) -> None:
+    before = os.environ["PATH"]
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
+    try:
+        with warm_path() as path:
+            quick = Path(path.split(os.pathsep)[0])
+            (quick / "socket").unlink()
+            done = ask(path, "--version", folder=tmp_path)
+    finally:
+        os.environ["PATH"] = before
+    assert done.returncode == 0 and done.stdout.startswith("deepmoji"), done.stderr
