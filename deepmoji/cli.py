@@ -105,14 +105,14 @@ def data() -> None:
 
 
 @data.command("add")
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("source", type=click.Path(path_type=Path))
 @click.option("--commit", is_flag=True, help="Commit data.dvc with the message, instead of printing what to type.")
 @click.pass_obj
-def add_data(given: Path | None, file: Path, commit: bool) -> None:
-    """Copy FILE into the project's tweets, as a new version of data/; prints what the rules keep of it."""
+def add_data(given: Path | None, source: Path, commit: bool) -> None:
+    """Copy SOURCE, a file or folder, into the project's tweets as a new version of data/; prints what is kept of it."""
     from deepmoji import intake
 
-    click.echo(intake.add(_project(given), file, commit=commit))
+    click.echo(intake.add(_project(given), source, commit=commit))
     if not commit:
         click.echo("Commit it with: git commit data.dvc", err=True)
 

@@ -1,4 +1,4 @@
-"""New tweets into the project: one more file below data/, a new version of data.dvc, and what the rules say of it."""
+"""New tweets into the project: one more file or folder below data/, and a new version of data.dvc."""
 
 import filecmp
 import os
@@ -11,43 +11,28 @@ from pathlib import Path
 
 from deepmoji import corpus, funnel
 from deepmoji.emojis import load_labels
-from deepmoji.errors import DeepMojiError, InputError
+from deepmoji.errors import DeepMojiError, InputError, UsageError
+from deepmoji.readers import list_files
 from deepmoji.stages import Project
 
 
-def add(project: Project, file: Path, *, commit: bool = False) -> str:
-    """Copy `file` into the project's tweets and have DVC note the new version; returns the message for git.
+def add(project: Project, source: Path, *, commit: bool = False) -> str:
+    """Take a file or folder into the project's tweets, as a new version of data/; returns the message for git.
 
-    The message holds the funnel that the file alone goes through, with the options of the section ingest; the corpus
-    can lose more of it, to near-duplicates in other files. `commit` makes the commit, of data.dvc alone.
-    InputError, and nothing is changed: no such file, its name is taken, nothing in it is usable, or the data is not
-    the project's own. DeepMojiError: DVC or git refused; their words are in it.
+    The message holds the funnel that the new tweets alone go through, with the options of the section ingest; the
+    corpus can lose more of them, to near-duplicates in other files. `commit` makes the commit, of data.dvc alone.
+    InputError, and nothing is changed: nothing in it is usable, or the data is not the project's own. UsageError: see
+    `place_of`. DeepMojiError: DVC or git refused; their words are in it.
     """
-    options = project.params.section("ingest")
-    tweets = project.data / str(options.pop("tweets"))
-    if not file.is_file():
-        raise InputError(f"{file} is not a file: name one file with emoji-bearing text.")
     if project.data.parent != project.root:
         raise InputError(f"The data is in {project.data}, outside the project: add it to the project that keeps it.")
-    if not tweets.is_dir():
-        raise InputError(f"{tweets} is not a folder, so no file can be added: make it one, or mend params.yaml.")
-    target = tweets / file.name
-    if target.exists():
-        same = "with the same content" if filecmp.cmp(file, target, shallow=False) else "with other content"
-        raise InputError(f"{target} is there already, {same}: rename the new file if it is new.")
+    target = place_of(project, source)
+    options = project.params.section("ingest")
+    del options["tweets"]
     labels = load_labels(str(options.pop("labels")))
     with tempfile.TemporaryDirectory(prefix="deepmoji-") as folder:
-        counts = corpus.ingest(file, Path(folder) / "corpus", labels=labels, **options)
-    beside = project.root / f"{file.name}.tmp"  # not below data/, where a leftover would become data
-    try:
-        shutil.copyfile(file, beside)
-        beside.replace(target)
-    finally:
-        beside.unlink(missing_ok=True)
-    with ExitStack() as undo:
-        undo.callback(target.unlink)
-        _call(project.root, "dvc", "add", "--quiet", str(project.data))
-        undo.pop_all()
+        counts = corpus.ingest(source, Path(folder) / "corpus", labels=labels, **options)
+    take(project, source, target, version=True)
     head = f"Add {target.relative_to(project.root)}: {counts['rows_in']:,} rows in, {counts['rows_out']:,} out"
     message = f"{head}\n\n{funnel.describe(counts)}\n"
     if commit:
@@ -55,6 +40,52 @@ def add(project: Project, file: Path, *, commit: bool = False) -> str:
         _call(project.root, "git", "add", pointer)
         _call(project.root, "git", "commit", "--quiet", "-m", message, "--", pointer)
     return message
+
+
+def place_of(project: Project, source: Path) -> Path:
+    """Where a file or folder of tweets goes. InputError: it holds no texts. UsageError: the project's tweets are one
+    file, or hold something of that name."""
+    tweets = project.data / project.params.ingest.tweets
+    if tweets.is_file():
+        raise UsageError(f"{tweets} is one file, and new data is added to a folder: name a folder as ingest.tweets.")
+    list_files(source)
+    target = tweets / source.resolve().name
+    if target.exists():
+        if _same(source, target):
+            raise UsageError(f"{target} holds the same data already: run the pipeline to train on it.")
+        raise UsageError(f"{target} holds other data of that name: give the new data another name.")
+    return target
+
+
+def take(project: Project, source: Path, target: Path, *, version: bool) -> None:
+    """Copy new tweets to their place, whole or not at all; `version`: and have DVC note the new version of data/."""
+    beside = target.with_name(f".{target.name}.tmp")  # hidden: no reader takes it for data
+    with ExitStack() as undo:
+        undo.callback(_remove, beside)
+        _remove(beside)
+        if source.is_dir():
+            shutil.copytree(source, beside)
+        else:
+            shutil.copyfile(source, beside)
+        beside.replace(target)
+        undo.callback(_remove, target)
+        if version:
+            _call(project.root, "dvc", "add", "--quiet", str(project.data))
+        undo.pop_all()
+
+
+def _same(source: Path, target: Path) -> bool:
+    if source.is_file() or target.is_file():
+        return source.is_file() and target.is_file() and filecmp.cmp(source, target, shallow=False)
+    names = [sorted(p.relative_to(folder) for p in list_files(folder)) for folder in (source, target)]
+    return names[0] == names[1] and all(filecmp.cmp(source / name, target / name, shallow=False) for name in names[0])
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _call(root: Path, program: str, *arguments: str) -> None:

@@ -80,23 +80,23 @@ def test_two_commands_go_back_a_month(project: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "complaint"),
+    ("name", "text", "code", "complaint"),
     [
-        ("fresh.txt", "no emoji in any of these\nnor in this one\n", "left no row for the corpus"),
-        ("tweets-1.txt", NEW, "is there already, with other content"),
-        ("missing.txt", None, "is not a file"),
+        ("fresh.txt", "no emoji in any of these\nnor in this one\n", 1, "left no row for the corpus"),
+        ("tweets-1.txt", NEW, 2, "holds other data of that name"),
+        ("missing.txt", None, 1, "is not there"),
     ],
 )
 def test_a_file_that_cannot_be_added_changes_nothing(
-    project: Path, tmp_path: Path, name: str, text: str | None, complaint: str
+    project: Path, tmp_path: Path, name: str, text: str | None, code: int, complaint: str
 ) -> None:
     taken = next((project / "data" / "tweets").iterdir()).name
-    file = tmp_path / (taken if "already" in complaint else name)
+    file = tmp_path / (taken if "of that name" in complaint else name)
     if text is not None:
         file.write_text(text)
     before = (project / "data.dvc").read_bytes(), content(project)
     done = run_in(project, "deepmoji", "data", "add", str(file))
-    assert done.returncode == 1
+    assert done.returncode == code
     sentence = done.stderr.strip().splitlines()[-1]
     assert sentence.startswith("error: ") and complaint in sentence, done.stderr
     assert ((project / "data.dvc").read_bytes(), content(project)) == before
