@@ -6,6 +6,7 @@ A stage function lives in the module of its trade and knows nothing of params.ya
 import hashlib
 import json
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -224,10 +225,13 @@ def finetune(project: Project, dataset: str, method: str) -> Numbers:
 
 def seed_reporter(run: tracking.Run, dataset: str, method: str) -> Callable[[int, Mapping[str, Any]], None]:
     """What turns a finished seed into a run below `run`, so that the UI can compare (dataset, method, seed)."""
+    began = time.time()
 
     def report_seed(seed: int, numbers: Mapping[str, Any]) -> None:
+        nonlocal began
         params = {"method": method, "dataset": dataset, "seed": seed}
-        run.child(f"{dataset}/{method}/seed {seed}", params, flatten(numbers))
+        run.child(f"{dataset}/{method}/seed {seed}", params, flatten(numbers), began)
+        began = time.time()  # one seed comes after the other
 
     return report_seed
 

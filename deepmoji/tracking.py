@@ -264,11 +264,17 @@ class Run:
         with asking(self.uri, f"store the tag {name}"):
             self.client.set_tag(self.run_id, key(name), hide_secrets(value))
 
-    def child(self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float]) -> str:
-        """A finished run below this one, as for one seed of a method on a dataset; returns its id."""
+    def child(
+        self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], began: float | None = None
+    ) -> str:
+        """A finished run below this one, as for one seed of a method on a dataset; returns its id.
+
+        began: when its work did, in seconds since 1970; None: just now.
+        """
         tags = self.tags | {key(k): str(v) for k, v in params.items()} | {"mlflow.parentRunId": self.run_id}
         with asking(self.uri, f"record the run {name}"):
-            made = self.client.create_run(self.experiment_id, tags=tags, run_name=name)
+            start = None if began is None else round(began * 1000)
+            made = self.client.create_run(self.experiment_id, start, tags, name)
         run = Run(self.client, self.uri, self.experiment_id, made.info.run_id, tags)
         run.parameters(params)
         run.metrics(metrics)

@@ -66,7 +66,7 @@ def test_a_run_keeps_everything_that_is_told(root: Path, tmp_path: Path, capfd: 
         run.artifacts(plots)
         run.artifacts(plots / "one.txt")
         run.tag("note", "seen")
-        child = run.child("seed 1", {"seed": 1}, {"accuracy": 0.75})
+        child = run.child("seed 1", {"seed": 1}, {"accuracy": 0.75}, began=1000.5)
     kept = read(root, run.run_id)
     assert kept.info.status == "FINISHED"
     assert kept.data.params == {"epochs": "3", "patience": "null", "names": '["a", "ö"]', "label": "text"}
@@ -87,6 +87,7 @@ def test_a_run_keeps_everything_that_is_told(root: Path, tmp_path: Path, capfd: 
     assert tags["mlflow.note.content"] == "why"
     below = read(root, child)
     assert below.info.status == "FINISHED"
+    assert below.info.start_time == 1_000_500
     assert below.data.tags["mlflow.parentRunId"] == run.run_id
     assert below.data.metrics == {"accuracy": 0.75}
     printed = capfd.readouterr()
