@@ -13,6 +13,7 @@ import click
 from deepmoji.config import find_project, load_params, use_preset
 from deepmoji.errors import DeepMojiError, ServiceError, UsageError, describe
 from flows.environment import enter
+from flows.warm import warm
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -40,11 +41,12 @@ def pipeline(root: Path, preset: str | None, data: Path | None, promote: bool) -
 
         click.echo("data/ is not there: writing the built-in synthetic sample", err=True)
         write_sample(root / "data")
-    from flows.pipeline import pipeline as pipeline_flow
-    from flows.summary import last_screen
+    with warm():  # it gets ready while Prefect does
+        from flows.pipeline import pipeline as pipeline_flow
+        from flows.summary import last_screen
 
-    with asking_prefect():
-        results = pipeline_flow(str(root), params.preset, promote)
+        with asking_prefect():
+            results = pipeline_flow(str(root), params.preset, promote)
     click.echo(last_screen(root, results, time.monotonic() - started))
 
 

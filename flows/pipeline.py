@@ -33,7 +33,7 @@ from flows.environment import project_of
 from flows.lock import held, one_run, stage_lock
 from flows.notify import tell
 from flows.release import release
-from flows.warm import warm_path
+from flows.warm import warm
 
 # Every stage in an order that dvc.yaml allows; of the first two neither reads what the other writes.
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
@@ -74,18 +74,18 @@ def may_pass_again(_task: Any, _run: TaskRun, state: State[Any]) -> bool:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def run_stage(root: Path, target: str, path: str) -> StageResult:
-    """Run one DVC stage, or one item of a matrix (stage@item), with that PATH, and stream its log."""
+def run_stage(root: Path, target: str) -> StageResult:
+    """Run one DVC stage, or one item of a matrix (stage@item), and stream its log."""
     started = time.monotonic()
-    ran, unchanged = reproduce(root, target, path)
+    ran, unchanged = reproduce(root, target)
     return StageResult(target, ran, unchanged, time.monotonic() - started)
 
 
-def run_items(root: Path, stage: str, path: str) -> StageResult:
+def run_items(root: Path, stage: str) -> StageResult:
     """Run what is out of date of a matrix stage, as many items at once as there are cores."""
     started = time.monotonic()
     items, changed = matrix_items(root, stage)
-    futures = [run_stage.submit(root, item, path) for item in changed]
+    futures = [run_stage.submit(root, item) for item in changed]
     wait(futures)
     results = [future.result() for future in futures]
     unchanged = len(items) - len(changed) + sum(result.unchanged for result in results)
@@ -112,13 +112,13 @@ def publish(root: Path, result: StageResult) -> StageResult:
     return result
 
 
-def reproduce(root: Path, target: str, path: str) -> tuple[int, int]:
+def reproduce(root: Path, target: str) -> tuple[int, int]:
     """`dvc repro --single-item`: how many of the target's items ran, and how many were up to date.
 
     While a stage's command runs DVC lets go of its lock, so that others can run beside it.
     """
     logger = get_run_logger()
-    environment = os.environ | {"DEEPMOJI_FLOW_RUN_ID": flow_run.get_id() or "", "PATH": path}
+    environment = os.environ | {"DEEPMOJI_FLOW_RUN_ID": flow_run.get_id() or ""}
     ran = unchanged = 0
     tail: deque[str] = deque(maxlen=40)
     # A session of its own, so that ending the task ends the stage and everything it started.
@@ -203,13 +203,13 @@ def run_road(root: Path, stages: Sequence[str] = STAGES) -> list[StageResult]:
     with held(stage_lock(root), "A stage of a run that was killed"):
         pass  # none is left over; from here on `one_run` keeps others away
     first = [stage for stage in stages if stage in ("ingest", "datasets")]
-    with warm_path() as path:
-        futures = [run_stage.submit(root, stage, path) for stage in first]
+    with warm():
+        futures = [run_stage.submit(root, stage) for stage in first]
         wait(futures)
         results = [publish(root, future.result()) for future in futures]
         for stage in stages[len(first) :]:
             run = run_items if stage == "finetune" else run_stage
-            results.append(publish(root, run(root, stage, path)))
+            results.append(publish(root, run(root, stage)))
         return results
 
 

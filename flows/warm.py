@@ -12,6 +12,7 @@ import json
 import multiprocessing
 import os
 import random
+import shlex
 import socket
 import subprocess
 import sys
@@ -40,30 +41,40 @@ HEADER = 8
 
 
 @contextmanager
-def warm_path() -> Iterator[str]:
-    """A PATH on which `deepmoji` is the quick one, until the block ends; the PATH as it is where forks are unsafe."""
-    if sys.platform != "linux":
-        yield os.environ["PATH"]
+def warm() -> Iterator[None]:
+    """Put the quick `deepmoji` first on this process's PATH until the block ends; nothing where forks are unsafe."""
+    if sys.platform != "linux" or SOCKET in os.environ:  # the second: it is there already
+        yield
         return
     with tempfile.TemporaryDirectory(prefix="deepmoji-") as name, socket.socket(socket.AF_UNIX) as listener:
-        folder = Path(name)
-        listener.bind(str(folder / "socket"))
+        address = str(Path(name) / "socket")
+        listener.bind(address)
         listener.listen(64)
-        quick = folder / "deepmoji"
-        quick.write_text(f'#!/bin/sh\n{SOCKET}={folder / "socket"} exec {sys.executable} -IS {__file__} "$@"\n')
+        quick = Path(name) / "deepmoji"
+        quick.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -IS {shlex.quote(__file__)} "$@"\n')
         quick.chmod(0o700)
         # -P: modules come from where the real command finds them. A session of its own: Ctrl-C is the flow's.
         command = [sys.executable, "-P", __file__, "--serve", str(listener.fileno())]
-        environment = {"GOMP_SPINCOUNT": "3000"} | os.environ
+        before = os.environ["PATH"]
         with subprocess.Popen(
-            command, stdin=subprocess.PIPE, env=environment, pass_fds=[listener.fileno()], start_new_session=True
+            command,
+            stdin=subprocess.PIPE,
+            env={"GOMP_SPINCOUNT": "3000"} | os.environ,
+            pass_fds=[listener.fileno()],
+            start_new_session=True,
         ):
-            yield os.pathsep.join([name, os.environ["PATH"]])
+            os.environ |= {"PATH": os.pathsep.join([name, before]), SOCKET: address}
+            try:
+                yield
+            finally:
+                os.environ["PATH"] = before
+                del os.environ[SOCKET]
         # Popen closed the server's input, which is how it learns that the flow is over.
 
 
 def serve(listener: socket.socket) -> None:
     """Fork a process for every caller until this process's own input ends."""
+    load()
     context = multiprocessing.get_context("fork")
     while True:
         # Asking for the children buries those that are done.
@@ -72,13 +83,12 @@ def serve(listener: socket.socket) -> None:
             os._exit(0)  # a command that still runs belongs to its caller
         if listener in ready:
             connection, _ = listener.accept()
-            load()
             context.Process(target=answer, args=(connection,)).start()
             connection.close()
 
 
 def load() -> None:
-    """Import what takes long; a second call finds it done. What cannot be imported is left to the command to report."""
+    """Import what takes long. What cannot be imported is left to the command to report."""
     for name in LOADED:
         with suppress(Exception):
             importlib.import_module(name)
@@ -119,8 +129,7 @@ def answer(connection: socket.socket) -> None:
 
 def call(address: str, arguments: list[str]) -> int | None:
     """Run a command at the server of that address; its exit code, or None where none answers."""
-    environment = {key: value for key, value in os.environ.items() if key != SOCKET}
-    message = json.dumps({"folder": str(Path.cwd()), "environment": environment, "arguments": arguments}).encode()
+    message = json.dumps({"folder": str(Path.cwd()), "environment": dict(os.environ), "arguments": arguments}).encode()
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(address)

@@ -52,7 +52,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def run_one(root: Path) -> StageResult:
     @flow
     def one() -> StageResult:
-        return run_stage.with_options(retry_delay_seconds=0)(root, "ingest", os.environ["PATH"])
+        return run_stage.with_options(retry_delay_seconds=0)(root, "ingest")
 
     return one()
 

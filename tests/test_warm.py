@@ -11,19 +11,17 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.warm import warm_path
+from flows.warm import SOCKET, warm
 from tests import servers
 
 
 @pytest.fixture(scope="module")
 def path() -> Iterator[str]:
-    before = os.environ["PATH"]
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
-    try:
-        with warm_path() as found:
-            yield found
-    finally:
-        os.environ["PATH"] = before
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+        with warm():
+            yield os.environ["PATH"]
+        assert "deepmoji-" not in os.environ["PATH"]
 
 
 def ask(path: str, *arguments: str, folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -96,14 +94,6 @@ def test_a_command_that_is_killed_is_no_success(path: str, tmp_path: Path) -> No
     assert b"was killed" in error
 
 
-def test_without_its_server_the_real_command_runs(tmp_path: Path) -> None:
-    before = os.environ["PATH"]
-    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), before])
-    try:
-        with warm_path() as path:
-            quick = Path(path.split(os.pathsep)[0])
-            (quick / "socket").unlink()
-            done = ask(path, "--version", folder=tmp_path)
-    finally:
-        os.environ["PATH"] = before
+def test_without_its_server_the_real_command_runs(path: str, tmp_path: Path) -> None:
+    done = ask(path, "--version", folder=tmp_path, **{SOCKET: str(Path(path.split(os.pathsep)[0], "absent"))})
     assert done.returncode == 0 and done.stdout.startswith("deepmoji"), done.stderr
