@@ -1,6 +1,7 @@
-"""Two projects at once on real servers that ask for passwords: PostgreSQL, S3, MLflow, Prefect; and what breaks.
+"""Two workers at once on real servers that ask for passwords: PostgreSQL, S3, MLflow, Prefect; and what breaks.
 
-MLflow is killed and PostgreSQL restarted while both run. Everything else here looks at what they left.
+Each worker runs the pipeline of a project of its own, and a third process registers models again and again. MLflow is
+killed and PostgreSQL restarted meanwhile. Everything else here looks at what they left.
 """
 
 import json
@@ -13,8 +14,8 @@ import time
 import urllib.error
 import urllib.request
 from base64 import b64encode
-from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import CompletedProcess
@@ -27,8 +28,9 @@ from mlflow.artifacts import download_artifacts
 
 from deepmoji import tracking
 from deepmoji.inference import load_folder
-from tests import servers
-from tests.conftest import TINY_GATES, run_in, write_tiny_project
+from flows.environment import environment
+from tests import mini, servers
+from tests.conftest import ROOT, TINY_GATES, run_in, write_tiny_project
 from tests.tiny import tiny_model
 
 pytestmark = pytest.mark.timeout(600)
@@ -38,7 +40,8 @@ SECRET = b"hunter2"
 PASSWORDS = {name: f"{name}-hunter2" for name in ("postgres", "mlflow", "prefect")}
 LIMIT = 500.0  # on a machine that has much else to do
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
-FLOW = (sys.executable, "-m", "flows", "pipeline")
+FLOWS = (sys.executable, "-m", "flows")
+FLOW = (*FLOWS, "pipeline")
 
 
 # Registers the same model again and again, until told to stop; prints each version, or the sentence of a failure.
@@ -59,16 +62,21 @@ while not (root / "stop").exists():
 
 @dataclass
 class House:
-    """The servers, and what was done on them at once: a pipeline, and a process that registers models."""
+    """The servers, and what was done on them at once: two pipelines, and a process that registers models."""
 
     folder: Path
     url: str
     variables: dict[str, str]
-    project: Path
-    pipeline: CompletedProcess[str]
+    projects: dict[str, Path]  # by the queue of the worker that runs it
+    states: dict[str, dict[str, Any]]  # how each pipeline ended
+    workers: dict[str, servers.Server]
     registered: CompletedProcess[str]
     finished_before: set[str]
     database: Path
+
+    @property
+    def project(self) -> Path:
+        return self.projects["default"]
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +98,17 @@ def small(project: Path) -> Path:
     content["finetune"] |= {"methods": ["new"]}
     (project / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     (project / "mlflow" / "promotion.yaml").write_text(TINY_GATES.replace(", transfer_gain: -1.0", ""))
+    deployments = yaml.safe_load((project / "prefect.yaml").read_text())
+    deployments["deployments"] = [entry for entry in deployments["deployments"] if entry["name"] == "pipeline"]
+    deployments["deployments"][0] |= {"concurrency_limit": 2, "schedules": [], "parameters": {"promote": True}}
+    (project / "prefect.yaml").write_text(yaml.safe_dump(deployments))
+    return project
+
+
+def refused(project: Path) -> Path:
+    """Stages that compute nothing, a model that is registered, and a gate that no model passes."""
+    gates = project / "mlflow" / "promotion.yaml"
+    gates.write_text(gates.read_text().replace("top5: 0.0", "top5: 0.99"))
     return project
 
 
@@ -100,7 +119,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         servers.postgres(PASSWORDS["postgres"]) as (postgres, address, data),
         servers.s3(folder, "mlflow", "dvc") as s3,
         pytest.MonkeyPatch.context() as patch,  # for this process, while it disturbs
-        ThreadPoolExecutor(2) as pool,
+        ExitStack() as started,
     ):
         mlflow, url = servers.mlflow(folder, f"postgresql://{address}/mlflow", PASSWORDS["mlflow"], s3)
         user = f"deepmoji:{PASSWORDS['prefect']}"
@@ -115,29 +134,95 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
         }
         for name in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
             patch.setenv(name, variables[name])
-        project, other = small(write_tiny_project(folder / "project")), folder / "other"
-        other.mkdir()
+        for name in ("refused", "registering"):
+            (folder / name).mkdir()
+        projects = {
+            "default": small(write_tiny_project(folder / "project")),
+            "gpu": refused(mini.write_mini_project(folder / "refused")),
+        }
+        started.enter_context(mlflow)
+        started.enter_context(prefect)
+        deployed = run_in(projects["default"], *FLOWS, "deploy", variables=variables)
+        assert deployed.returncode == 0, deployed.stderr
+        workers = {
+            queue: started.enter_context(worker(folder, queue, projects[queue], variables)) for queue in projects
+        }
+        code = (sys.executable, "-c", REGISTER, str(folder / "registering"), str(tiny_model(folder / "tiny")))
         # This one has its password in the address.
         inside = {"MLFLOW_TRACKING_URI": url.replace("://", f"://deepmoji:{PASSWORDS['mlflow']}@")}
-        with mlflow, prefect:
-            pipeline = pool.submit(run_in, project, *FLOW, variables=variables, timeout=LIMIT)
-            code = (sys.executable, "-c", REGISTER, str(other), str(tiny_model(folder / "tiny")))
-            registering = pool.submit(run_in, other, *code, variables=inside, timeout=LIMIT)
-            try:
-                before = disturb(pipeline, url, mlflow, postgres)
-                done = pipeline.result()
-            finally:
-                (other / "stop").touch()
-            yield House(folder, url, variables, project, done, registering.result(), before, data)
+        registering = started.enter_context(
+            subprocess.Popen(
+                code,
+                cwd=folder,
+                env={**os.environ, **inside},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+        runs = {}
+        try:
+            for queue in projects:
+                command = (*FLOWS, "trigger", "pipeline", "--queue", queue)
+                done = run_in(projects["default"], *command, variables=variables)
+                assert done.returncode == 0, done.stderr
+                runs[queue] = f"{api}/flow_runs/{done.stdout.strip().rpartition('/')[2]}"
+            before = disturb(lambda: bool(ended(runs["default"], user)), url, mlflow, postgres)
+            limit = time.monotonic() + LIMIT
+            states: dict[str, dict[str, Any]] = {}
+            while len(states) < len(runs):
+                assert time.monotonic() < limit, "\n".join(path.read_text()[-3000:] for path in folder.glob("worker-*"))
+                states |= {queue: state for queue, run in runs.items() if (state := ended(run, user))}
+                time.sleep(0.5)
+        finally:
+            (folder / "registering" / "stop").touch()
+            output, errors = registering.communicate(timeout=100)
+        registered = CompletedProcess(code, registering.returncode, output, errors)
+        yield House(folder, url, variables, projects, states, workers, registered, before, data)
 
 
-def disturb(pipeline: Future[CompletedProcess[str]], url: str, *victims: servers.Server) -> set[str]:
+def worker(folder: Path, queue: str, project: Path, variables: dict[str, str]) -> servers.Server:
+    """The Dockerfile's CMD of the target worker, ready when its health check says so."""
+    steps = dict(servers.image("worker"))
+    port = str(servers.free_port())
+    check = json.loads(steps["HEALTHCHECK"].partition("CMD ")[2])
+    assert "127.0.0.1:8080" in check[-1]
+    check = [sys.executable, "-c", check[-1].replace("8080", port)]
+    settings = {
+        "WORK_POOL": "deepmoji",
+        "WORK_QUEUE": queue,
+        "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
+        "PREFECT_WORKER_WEBSERVER_PORT": port,
+        "PREFECT_WORKER_QUERY_SECONDS": "1",
+        "PYTHONPATH": str(project if (project / "flows").is_dir() else ROOT),
+    }
+    return servers.Server(
+        json.loads(steps["CMD"]),
+        folder / f"worker-{queue}.log",
+        lambda: subprocess.run(check, check=True, capture_output=True, timeout=20),
+        environment(project) | variables | settings,
+        cwd=project,
+    )
+
+
+def ended(run: str, user: str) -> dict[str, Any]:
+    """The state of a flow run that is over; empty while it goes on, or while nobody can say."""
+    header = {"Authorization": "Basic " + b64encode(user.encode()).decode()}
+    try:
+        with urllib.request.urlopen(urllib.request.Request(run, headers=header), timeout=10) as answer:
+            state: dict[str, Any] = json.load(answer)["state"]
+    except OSError:
+        return {}
+    return state if state["type"] in ("COMPLETED", "FAILED", "CRASHED", "CANCELLED") else {}
+
+
+def disturb(over: Callable[[], bool], url: str, *victims: servers.Server) -> set[str]:
     """End each server without warning while stages run, and start it again; the runs that had ended well before."""
     before: set[str] = set()
     for number, victim in enumerate(victims):
         limit = time.monotonic() + 120
         while len(now := finished(url, *STAGES)) < 2 * number + 1:
-            assert time.monotonic() < limit and not pipeline.done(), pipeline.result().stderr[-3000:]
+            assert time.monotonic() < limit and not over(), "too few stages ran in time"
             time.sleep(0.5)
         before |= now | finished(url, "release")
         # SIGQUIT is PostgreSQL's immediate shutdown: no checkpoint, the next start recovers from its log.
@@ -148,16 +233,30 @@ def disturb(pipeline: Future[CompletedProcess[str]], url: str, *victims: servers
 
 
 def test_the_interrupted_run_passes_or_says_in_a_sentence_why_not(house: House) -> None:
-    done = house.pipeline
-    if done.returncode != 0:
-        assert len([line for line in done.stderr.splitlines() if line.startswith("error: ")]) == 1, done.stderr
-        done = run_in(house.project, *FLOW, variables=house.variables)
+    state = house.states["default"]
+    if state["type"] != "COMPLETED":
+        assert state["message"] and "\n" not in state["message"].strip(), state
+    done = run_in(house.project, *FLOW, variables=house.variables)
     assert done.returncode == 0, done.stderr[-3000:]
     assert "Champion: deepmoji version" in done.stdout
 
 
+def test_the_other_workers_model_is_registered_and_refused(house: House) -> None:
+    state = house.states["gpu"]
+    assert state["type"] in ("FAILED", "CRASHED"), state
+    if "top5" not in state["message"]:  # a server was away while it registered
+        done = run_in(house.projects["gpu"], *FLOW, variables=house.variables | {"PYTHONPATH": str(ROOT)})
+        assert done.returncode == 1 and "top5" in done.stderr, done.stderr[-3000:]
+
+
+def test_both_workers_have_outlived_it(house: House) -> None:
+    for one in house.workers.values():
+        assert one.process is not None and one.process.poll() is None, one.log.read_text()[-3000:]
+        one.ready()
+
+
 def test_nothing_registered_is_lost(house: House, tmp_path: Path) -> None:
-    """Every version that was handed out is there, once, with its run and its weights."""
+    """Every version that was handed out is there, once, with its run and its weights; each worker's model is too."""
     assert house.registered.returncode == 0, house.registered.stderr[-3000:]
     lines = house.registered.stdout.splitlines()
     versions = [line for line in lines if not line.startswith("error: ")]
@@ -166,12 +265,26 @@ def test_nothing_registered_is_lost(house: House, tmp_path: Path) -> None:
     assert house.finished_before and house.finished_before <= finished(house.url)
     door = tracking.client(house.url)
     runs = finished(house.url, "release")
-    for version in versions:
-        found = door.get_model_version("deepmoji", version)
-        assert found.run_id in runs
-        place = f"{door.get_model_version_download_uri('deepmoji', version)}/artifacts/tiny/model.safetensors"
-        file = Path(download_artifacts(artifact_uri=place, dst_path=str(tmp_path / version), tracking_uri=house.url))
-        assert file.read_bytes() == (house.folder / "tiny" / "model.safetensors").read_bytes()
+    known = {
+        (house.folder / "tiny" / "model.safetensors").read_bytes(): "registering",
+        **{
+            (project / "artifacts" / "pretrained" / "model.safetensors").read_bytes(): queue
+            for queue, project in house.projects.items()
+        },
+    }
+    found = {}
+    for version in door.search_model_versions("name = 'deepmoji'"):
+        assert version.run_id in runs
+        place = f"{door.get_model_version_download_uri('deepmoji', version.version)}/artifacts"
+        folder = Path(
+            download_artifacts(
+                artifact_uri=place, dst_path=str(tmp_path / str(version.version)), tracking_uri=house.url
+            )
+        )
+        (weights,) = folder.rglob("model.safetensors")
+        found[str(version.version)] = known[weights.read_bytes()]
+    assert {version for version, whose in found.items() if whose == "registering"} >= set(versions)
+    assert set(found.values()) == set(known.values())
 
 
 def test_without_a_password_nobody_enters(house: House) -> None:
@@ -256,38 +369,6 @@ def test_data_goes_to_s3_and_comes_back(house: House, tmp_path: Path) -> None:
     assert (clone / weights).read_bytes() == (project / weights).read_bytes()
 
 
-def test_the_worker_of_the_image_is_well(house: House) -> None:
-    """The Dockerfile's CMD of the target worker, and its health check, on this machine."""
-    steps = dict(servers.image("worker"))
-    port = servers.free_port()
-    check = json.loads(steps["HEALTHCHECK"].partition("CMD ")[2])
-    assert "127.0.0.1:8080" in check[-1]
-    check = [sys.executable, "-c", check[-1].replace("8080", str(port))]
-    settings = {
-        "WORK_POOL": "worker-test",
-        "WORK_QUEUE": "default",
-        "PREFECT_WORKER_WEBSERVER_HOST": "127.0.0.1",
-        "PREFECT_WORKER_WEBSERVER_PORT": str(port),
-        "PREFECT_HOME": str(house.folder / "prefect-worker"),
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
-    }
-    with servers.Server(
-        json.loads(steps["CMD"]),
-        house.folder / "worker.log",
-        lambda: subprocess.run(check, check=True, capture_output=True, timeout=20),
-        house.variables | settings,
-        cwd=house.folder,
-    ):
-        # It is well before it has made its pool.
-        deadline = time.monotonic() + 60
-        while True:
-            pool = run_in(house.project, "prefect", "work-pool", "inspect", "worker-test", variables=house.variables)
-            if pool.returncode == 0 or time.monotonic() > deadline:
-                break
-            time.sleep(1)
-        assert pool.returncode == 0 and "process" in pool.stdout, pool.stdout
-
-
 def test_the_champion_is_served_by_the_image(house: House, tmp_path: Path) -> None:
     """The Dockerfile's CMD of the target serve, in a folder that holds what the image holds."""
     steps = servers.image("serve")
@@ -318,7 +399,7 @@ def test_the_champion_is_served_by_the_image(house: House, tmp_path: Path) -> No
 def test_no_secret_is_left_anywhere(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not in a log or file of the project, nor in the rows of both databases, nor in what lies in S3."""
     assert SECRET in PASSWORDS["mlflow"].encode()
-    for text in (house.pipeline.stdout, house.pipeline.stderr, house.registered.stdout, house.registered.stderr):
+    for text in (house.registered.stdout, house.registered.stderr):
         assert SECRET not in text.encode()
     found = [
         str(path)
