@@ -26,8 +26,13 @@ os.environ |= {
 }
 
 
+# The files that take longest, begun first so that no worker ends the run alone with one of them.
+LONGEST = ("test_road", "test_real_servers", "test_servers", "test_flows", "test_refresh", "test_intake")
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests on real data run wherever the data is; elsewhere they are deselected, which pytest counts and prints."""
+    items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
     if REAL_DATA.is_dir():
         return
     left_out = [item for item in items if item.get_closest_marker("realdata")]
