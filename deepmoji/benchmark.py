@@ -27,7 +27,7 @@ from deepmoji.predictions import Predictions, comparable, read_predictions, resc
 logger = logging.getLogger(__name__)
 
 REFERENCE = "chain-thaw"  # what every other row is compared with
-STANDARD_METHODS = ("new", "last", "full", REFERENCE)
+STANDARD_METHODS = ("new", "probe", "last", "full", REFERENCE, "probe-thaw")
 Report = Callable[[dict[str, float], int], None]
 
 

@@ -35,7 +35,8 @@ def finetuned_card(results: Mapping[str, Any], judged: Judged) -> str:
         "| phase | layers | rate | epochs at most |",
         "|---|---|---:|---:|",
         *(
-            f"| {phase['name']} | {', '.join(phase['train'])} | {phase['learning_rate']:g} | {phase['epochs']} |"
+            f"| {phase['name']} | {', '.join(phase['train'])} | "
+            + ("solved | none |" if phase["solve"] else f"{phase['learning_rate']:g} | {phase['epochs']} |")
             for phase in results["schedule"]
         ),
         "",

@@ -164,7 +164,10 @@ def pretrain(given: Path | None) -> None:
 @cli.command()
 @click.option("--dataset", help="A set named in params.yaml (the DVC stage).")
 @click.option(
-    "--method", default="chain-thaw", show_default=True, help="new, last, full, chain-thaw or an own schedule."
+    "--method",
+    default="chain-thaw",
+    show_default=True,
+    help="new, last, full, chain-thaw, probe, probe-thaw or an own schedule.",
 )
 @click.option("--data", type=click.Path(path_type=Path), help="Your own table: CSV, TSV, JSON lines or Parquet.")
 @click.option("--text-column", default="text", show_default=True)

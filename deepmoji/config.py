@@ -16,7 +16,7 @@ from deepmoji.errors import UsageError
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-METHODS = ("new", "last", "full", "chain-thaw")
+METHODS = ("new", "last", "full", "chain-thaw", "probe", "probe-thaw")
 Rate = Annotated[float, Field(gt=0)]
 Item = TypeVar("Item")
 
@@ -98,6 +98,7 @@ class PhaseParams(Section):
     """One phase of an own schedule: which layers train, and how fast; what is left out comes from `finetune`."""
 
     train: Annotated[list[Literal["all", "embedding", "lstm0", "lstm1", "attention", "output"]], Field(min_length=1)]
+    solve: bool = False
     learning_rate: Rate | None = None
     epochs: Count | None = None
     patience: Count | None = None

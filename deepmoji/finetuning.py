@@ -22,6 +22,7 @@ from deepmoji.datasets import Dataset
 from deepmoji.errors import UsageError
 from deepmoji.model import LAYERS, DeepMoji, Task, probabilities
 from deepmoji.predictions import Judged, judge, rows_of, write_predictions
+from deepmoji.probe import solve_output
 from deepmoji.schedules import METHODS, phases_for, trains_embedding
 from deepmoji.tokens import Examples, encode_examples
 from deepmoji.training import Phase, fit, predict_logits
@@ -90,7 +91,7 @@ def finetune(
 ) -> dict[str, Any]:
     """Fine-tune on a set by one method, once a seed, and write the best seed's model folder to `out`.
 
-    method: new, last, full, chain-thaw or a name in `schedules`; see `phases_for` for the rates and for epochs,
+    method: a name in METHODS or in `schedules`; see `phases_for` for the rates and for epochs,
         patience and epoch_size. new starts from random weights of the pretrained model's sizes.
     max_length: tokens; longer texts are cut, and counted. None: the 80th percentile of the training texts, rounded
         up to 10. new_words: so many words of the training texts at most join the vocabulary, if the method trains
@@ -267,11 +268,19 @@ def _fit(
 ) -> list[dict[str, Any]]:
     columns = 2 if model.task == "binary" else model.output.out_features
     weights = balanced_weights(examples["train"].targets, columns) if options.class_weights == "balanced" else None
+    solved, phases = [], options.phases
+    if phases[0].solve:
+        # Texts drawn more often and texts that count more are one thing to a problem without steps.
+        drawn = sampling_weights(examples["train"].targets, columns, options.balance) if options.balance else weights
+        solved = [{"name": phases[0].name, **solve_output(model, examples, drawn)}]
+        phases = phases[1:]
+    if not phases:
+        return solved
     result = fit(
         model,
         examples["train"],
         examples["val"],
-        options.phases,
+        phases,
         batch_size=options.batch_size,
         seed=seed,
         balance=options.balance,
@@ -279,7 +288,7 @@ def _fit(
         embedding_l2=options.embedding_l2,
         report=report,
     )
-    return result.phases
+    return solved + result.phases
 
 
 def balanced_weights(targets: NDArray[Any], classes: int) -> NDArray[np.float64]:
@@ -295,6 +304,18 @@ def balanced_weights(targets: NDArray[Any], classes: int) -> NDArray[np.float64]
         raw = len(targets) / (classes * np.maximum(np.bincount(targets, minlength=classes), 1))
     weights: NDArray[np.float64] = np.clip(raw, 1 / MAX_CLASS_WEIGHT, MAX_CLASS_WEIGHT)
     return weights
+
+
+def sampling_weights(targets: NDArray[Any], classes: int, balance: float) -> NDArray[np.float64]:
+    """Factors (C,) of the loss that weigh classes as `balance` draws them, in proportion to count ** (1 - balance).
+
+    UsageError: several labels a row, which cannot be drawn evenly.
+    """
+    if targets.ndim == 2:
+        raise UsageError("Several labels a text cannot be balanced by drawing: set finetune.balance to 0.")
+    counts = np.maximum(np.bincount(targets, minlength=classes), 1).astype(np.float64)
+    weights: NDArray[np.float64] = counts**-balance
+    return weights * len(targets) / float(weights[targets].sum())
 
 
 def predict(model: DeepMoji, examples: Examples) -> NDArray[np.float32]:

@@ -7,8 +7,8 @@ from deepmoji.errors import UsageError
 from deepmoji.model import LAYERS
 from deepmoji.training import Phase
 
-METHODS = ("new", "last", "full", "chain-thaw")
-PHASE_KEYS = ("train", "learning_rate", "epochs", "patience", "epoch_size")
+METHODS = ("new", "last", "full", "chain-thaw", "probe", "probe-thaw")
+PHASE_KEYS = ("train", "solve", "learning_rate", "epochs", "patience", "epoch_size")
 
 
 def phases_for(
@@ -28,10 +28,13 @@ def phases_for(
     full        all layers at `finetune_rate`
     chain-thaw  the new output layer at `learning_rate`; then each layer alone, first to last, and then all layers,
                 at `finetune_rate`
+    probe       the new output layer alone, solved for as a logistic regression of frozen features (probe.py)
+    probe-thaw  the same, then the phases of chain-thaw after its first
 
     schedules: own methods by name, each a list of phases with the keys train (layers, or [all]) and optionally
     learning_rate (or else `learning_rate` for the first phase and `finetune_rate` after it), epochs, patience and
-    epoch_size. UsageError: an unknown method, layer or key, with the list of those that exist.
+    epoch_size; a first phase of [output] may have `solve: true` instead. UsageError: an unknown method, layer or key,
+    with the list of those that exist.
     """
     taken = sorted(set(schedules) & set(METHODS))
     if taken:
@@ -50,6 +53,7 @@ def phases_for(
             epochs=_given(part, "epochs", epochs),
             patience=_given(part, "patience", patience),
             epoch_size=_given(part, "epoch_size", epoch_size),
+            solve=bool(part.get("solve")),
         )
         for number, part in enumerate(plan, start=1)
     ]
@@ -69,9 +73,12 @@ def _built_in(
         return [{"train": ["output"], "learning_rate": learning_rate}]
     if method == "full":
         return [{"train": ["all"], "learning_rate": finetune_rate}]
-    if method == "chain-thaw":
+    if method == "probe":
+        return [{"train": ["output"], "solve": True}]
+    if method in ("chain-thaw", "probe-thaw"):
         inner = [layer for layer in LAYERS if layer != "output"]
-        return [{"train": [layer]} for layer in ("output", *inner, "all")]
+        first = {"train": ["output"], "solve": method == "probe-thaw"}
+        return [first, *({"train": [layer]} for layer in (*inner, "all"))]
     raise UsageError(f"There is no method {method!r}: choose one of {', '.join((*METHODS, *sorted(schedules)))}.")
 
 
@@ -87,6 +94,8 @@ def _own(method: str, number: int, part: Mapping[str, Any]) -> dict[str, Any]:
     unknown = [layer for layer in layers if layer not in (*LAYERS, "all")]
     if unknown:
         raise UsageError(f"{place} trains {unknown[0]!r}: choose among {', '.join((*LAYERS, 'all'))}.")
+    if part.get("solve") and (number > 1 or list(layers) != ["output"]):
+        raise UsageError(f"{place} is to be solved: only a first phase that trains [output] can be.")
     return dict(part)
 
 

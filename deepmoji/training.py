@@ -40,7 +40,8 @@ ExampleLosses = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), targets -> 
 class Phase:
     """Which layers learn, how fast, how long; `epoch_size` None is one pass, `patience` None never stops early.
 
-    With `decay` the learning rate falls in a straight line to 0 at the end of the last epoch.
+    With `decay` the learning rate falls in a straight line to 0 at the end of the last epoch. `solve`: the output layer
+    is solved for (probe.py), which `fit` does not do.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Phase:
     patience: int | None = None
     epoch_size: int | None = None
     decay: bool = False
+    solve: bool = False
 
 
 @dataclass(frozen=True)
@@ -407,6 +409,8 @@ def _check(run: _Run) -> None:
         raise UsageError("There is no phase to train: give at least one.")
     layers = _layers(run.model)
     for phase in run.phases:
+        if phase.solve:
+            raise UsageError(f"Phase {phase.name!r} is to be solved: only the first phase of a fine-tune can be.")
         unknown = [name for name in phase.train if name not in (*layers, "all")]
         if unknown or not phase.train:
             raise UsageError(

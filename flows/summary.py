@@ -44,7 +44,7 @@ def benchmark_table(path: Path) -> list[str]:
         return []
     numbers = json.loads(path.read_text(encoding="utf-8"))
     found = dict.fromkeys(method for scores in numbers.values() for method in scores)
-    order = ("majority", "tfidf", "new", "last", "full", "chain-thaw")
+    order = ("majority", "tfidf", "new", "probe", "last", "full", "chain-thaw", "probe-thaw")
     methods = [*(name for name in order if name in found), *(name for name in found if name not in order)]
     width = max(len(name) for name in numbers)
     return [

@@ -37,7 +37,7 @@ ORDER = (
     {"batches", "optimiser", "precision", "progress", "training"},
     {"metrics", "predictions"},
     {"insight", "pretraining"},
-    {"schedules", "cards", "finetuning", "baselines", "baselines_lstm"},
+    {"schedules", "cards", "probe", "finetuning", "baselines", "baselines_lstm"},
     {"benchmark", "report"},
     {"ablations", "ablation_report", "ablation_stores"},
     {"inference"},
