@@ -95,7 +95,9 @@ def run_items(root: Path, stage: str) -> StageResult:
 def matrix_items(root: Path, stage: str) -> tuple[list[str], list[str]]:
     """All items of the matrix stage, and those of them that DVC finds out of date."""
     params = Project(root).params
-    items = [f"{stage}@{name}-{method}" for name in params.datasets.names for method in params.finetune.methods]
+    # Methods are listed from quick to thorough as a rule; the long ones first, so that no core ends alone with one.
+    methods = params.finetune.methods[::-1]
+    items = [f"{stage}@{name}-{method}" for method in methods for name in params.datasets.names]
     question = ["dvc", "--wait-for-lock", "status", "--json", stage]
     done = subprocess.run(question, cwd=root, capture_output=True, text=True, timeout=STATUS_SECONDS)
     if done.returncode != 0:
