@@ -65,6 +65,8 @@ def save_model(
         beside.mkdir(parents=True)
         save_file(pack_weights(model.state_dict(), storage), beside / "model.safetensors")
         vocabulary.save(beside / "vocabulary.json")
+        # safetensors lets nobody but the owner read; who may read the rest of the folder may read the weights.
+        shutil.copymode(beside / "vocabulary.json", beside / "model.safetensors")
         write_json(beside / "labels.json", list(labels))
         write_json(beside / "metrics.json", metrics)
         (beside / "MODEL_CARD.md").write_text(card, encoding="utf-8")

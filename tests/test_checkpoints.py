@@ -1,6 +1,8 @@
 """Model folders: what is written comes back, whole or not at all."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -45,6 +47,21 @@ def test_a_folder_comes_back_as_it_was(tmp_path: Path) -> None:
     assert set(files(tmp_path / "m")) == {
         "model.safetensors", "config.json", "vocabulary.json", "labels.json", "metrics.json", "MODEL_CARD.md",
     }  # fmt: skip
+
+
+def test_who_may_read_the_folder_may_read_the_weights(tmp_path: Path) -> None:
+    save(tmp_path / "m")
+    assert len({path.stat().st_mode for path in (tmp_path / "m").iterdir()}) == 1
+
+
+def test_loading_does_without_the_import_of_the_compiler(tmp_path: Path) -> None:
+    """It takes longer than all the rest of a first prediction."""
+    save(tmp_path / "m")
+    script = (
+        "import sys; from pathlib import Path; from deepmoji.checkpoints import load_model\n"
+        "load_model(Path(sys.argv[1])); sys.exit('torch._dynamo' in sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", script, str(tmp_path / "m")], check=True, timeout=100)
 
 
 def test_equal_models_are_equal_bytes(tmp_path: Path) -> None:
