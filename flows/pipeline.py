@@ -11,12 +11,13 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 from prefect import flow, get_run_logger, task
 from prefect.artifacts import create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
@@ -205,7 +206,7 @@ def run_road(root: Path, stages: Sequence[str] = STAGES) -> list[StageResult]:
     with held(stage_lock(root), "A stage of a run that was killed"):
         pass  # none is left over; from here on `one_run` keeps others away
     first = [stage for stage in stages if stage in ("ingest", "datasets")]
-    with warm():
+    with warm(), no_stage_left():
         futures = [run_stage.submit(root, stage) for stage in first]
         wait(futures)
         results = [publish(root, future.result()) for future in futures]
@@ -213,6 +214,19 @@ def run_road(root: Path, stages: Sequence[str] = STAGES) -> list[StageResult]:
             run = run_items if stage == "finetune" else run_stage
             results.append(publish(root, run(root, stage)))
         return results
+
+
+@contextmanager
+def no_stage_left() -> Iterator[None]:
+    """End what still runs in other threads when this one is interrupted, as by Ctrl-C; they would work to the end."""
+    try:
+        yield
+    except BaseException:
+        for child in psutil.Process().children():
+            with suppress(ProcessLookupError, psutil.Error):
+                if "repro" in child.cmdline() and os.getpgid(child.pid) == child.pid:
+                    os.killpg(child.pid, signal.SIGTERM)
+        raise
 
 
 def side_by_side() -> TaskRunner[PrefectFuture[Any]]:

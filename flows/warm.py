@@ -38,6 +38,7 @@ LOADED = (
 SOCKET = "DEEPMOJI_WARM"
 ENDED = 143  # what a shell says of a command that SIGTERM ended
 HEADER = 8
+TAKEN = b"+"  # what a caller is told first; one that is not told it runs the real command
 
 
 @contextmanager
@@ -63,6 +64,7 @@ def warm() -> Iterator[None]:
             pass_fds=[listener.fileno()],
             start_new_session=True,
         ):
+            listener.close()  # the server's alone: were it killed, callers would else wait for nobody
             os.environ |= {"PATH": os.pathsep.join([name, before]), SOCKET: address}
             try:
                 yield
@@ -103,6 +105,7 @@ def answer(connection: socket.socket) -> None:
     if len(header) < HEADER:
         return  # the caller is gone already
     request = json.loads(_receive(connection, int.from_bytes(header)))
+    connection.sendall(TAKEN)
     for place, file in enumerate(files):
         os.dup2(file, place)
         os.close(file)
@@ -133,10 +136,12 @@ def call(address: str, arguments: list[str]) -> int | None:
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(address)
+            socket.send_fds(connection, [len(message).to_bytes(HEADER)], [0, 1, 2])
+            connection.sendall(message)
+            if connection.recv(1) != TAKEN:
+                return None
         except OSError:
             return None
-        socket.send_fds(connection, [len(message).to_bytes(HEADER)], [0, 1, 2])
-        connection.sendall(message)
         code = connection.recv(1)
     if not code:
         print(f"error: `deepmoji {' '.join(arguments)}` was killed, often for want of memory.", file=sys.stderr)

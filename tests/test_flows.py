@@ -1,6 +1,7 @@
 """Flows under Prefect's own test server: retries where they can help, one run at a time, surroundings."""
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from prefect import flow
 from prefect.client.orchestration import get_client
@@ -120,6 +122,31 @@ def test_a_run_that_was_killed_keeps_no_other_from_completing(tmp_path: Path, mo
     monkeypatch.setattr(lock, "LOCK_SECONDS", 60.0)
     assert [result.stage for result in pipeline(str(root), "sample", promote=False)] == list(STAGES)
     assert mini.ran(root) == list(STAGES)
+
+
+@pytest.mark.usefixtures("server")
+def test_ctrl_c_ends_what_runs_side_by_side(tmp_path: Path) -> None:
+    root = mini.write_mini_project(tmp_path)
+    text = (root / "dvc.yaml").read_text()
+    slow = "touch started; sleep 100; echo ingest >> ran.txt"
+    (root / "dvc.yaml").write_text(text.replace("echo ingest >> ran.txt", slow))
+    environment = mini.surroundings(root) | {"PREFECT_API_URL": PREFECT_API_URL.value() or ""}
+    with subprocess.Popen(
+        [*mini.FLOWS, "pipeline", "--no-promote"],
+        cwd=root,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    ) as run:
+        until = time.monotonic() + 90
+        while not (root / "started").exists():
+            assert run.poll() is None and time.monotonic() < until
+            time.sleep(0.05)
+        family = psutil.Process(run.pid).children(recursive=True)
+        run.send_signal(signal.SIGINT)
+        assert run.wait(60) != 0
+    assert psutil.wait_procs(family, timeout=10)[1] == []
+    assert not (root / "ran.txt").exists() or "ingest" not in (root / "ran.txt").read_text()
 
 
 @pytest.mark.usefixtures("server")

@@ -97,3 +97,17 @@ def test_a_command_that_is_killed_is_no_success(path: str, tmp_path: Path) -> No
 def test_without_its_server_the_real_command_runs(path: str, tmp_path: Path) -> None:
     done = ask(path, "--version", folder=tmp_path, **{SOCKET: str(Path(path.split(os.pathsep)[0], "absent"))})
     assert done.returncode == 0 and done.stdout.startswith("deepmoji"), done.stderr
+
+
+def test_a_server_that_is_killed_leaves_no_caller_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    with warm():
+        found = os.environ["PATH"]
+        (server,) = [p for p in psutil.Process().children() if "--serve" in p.cmdline()]
+        server.suspend()
+        caller = subprocess.Popen([Path(found.split(os.pathsep)[0], "deepmoji"), "--version"], stdout=subprocess.PIPE)
+        time.sleep(0.5)  # it has called by now, or finds nobody: both end in the real command
+        server.kill()
+        with caller:
+            output, _ = caller.communicate(timeout=60)
+    assert caller.returncode == 0 and output.startswith(b"deepmoji")
