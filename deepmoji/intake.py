@@ -43,11 +43,16 @@ def add(project: Project, source: Path, *, commit: bool = False) -> str:
 
 
 def place_of(project: Project, source: Path) -> Path:
-    """Where a file or folder of tweets goes. InputError: it holds no texts. UsageError: the project's tweets are one
-    file, or hold something of that name."""
+    """Where a file or folder of tweets goes.
+
+    InputError: it holds no texts, or the project has no folder of tweets. UsageError: the project's tweets are one
+    file, or hold something of that name.
+    """
     tweets = project.data / project.params.ingest.tweets
     if tweets.is_file():
         raise UsageError(f"{tweets} is one file, and new data is added to a folder: name a folder as ingest.tweets.")
+    if not tweets.is_dir():
+        raise InputError(f"{tweets} is not there, so nothing can be added: make the folder, or mend params.yaml.")
     list_files(source)
     target = tweets / source.resolve().name
     if target.exists():

@@ -221,12 +221,11 @@ def no_stage_left() -> Iterator[None]:
     """End what still runs in other threads when this one is interrupted, as by Ctrl-C; they would work to the end."""
     try:
         yield
-    except BaseException:
+    finally:  # after a run that was not interrupted there is none
         for child in psutil.Process().children():
             with suppress(ProcessLookupError, psutil.Error):
                 if "repro" in child.cmdline() and os.getpgid(child.pid) == child.pid:
                     os.killpg(child.pid, signal.SIGTERM)
-        raise
 
 
 def side_by_side() -> TaskRunner[PrefectFuture[Any]]:

@@ -53,18 +53,18 @@ def refresh(new: str, root: str | None = None, promote: bool = True) -> list[Sta
 
 
 @task(name="check", cache_policy=NO_CACHE, persist_result=False)
-def check(here: Project, source: Path) -> list[str]:
+def check(project: Project, source: Path) -> list[str]:
     """Ingest new data by itself, check and compare it; returns the names of the drift rules that it breaks."""
-    reference, vocabulary = here.artifacts / "corpus", here.artifacts / "tokens" / "vocabulary.json"
+    reference, vocabulary = project.artifacts / "corpus", project.artifacts / "tokens" / "vocabulary.json"
     for path in (reference / "labels.json", vocabulary):
         if not path.is_file():
             raise InputError(f"{path} is missing, so there is nothing to compare with: run the pipeline first.")
-    options = here.params.section("ingest")
+    options = project.params.section("ingest")
     del options["tweets"]
-    work, out = here.state / "refresh", here.artifacts / "drift"
+    work, out = project.state / "refresh", project.artifacts / "drift"
     ingest(source, work / "corpus", **options | {"labels": load_labels(str(options["labels"]))})
     validation.validate_raw(work / "corpus", work / "validation")
-    numbers = drift.compare(reference, work / "corpus", vocabulary, out, **here.params.section("drift"))
+    numbers = drift.compare(reference, work / "corpus", vocabulary, out, **project.params.section("drift"))
     shutil.rmtree(work)
     create_markdown_artifact(
         key="drift", markdown=describe(numbers, source.name), description="New data and the corpus"

@@ -104,7 +104,7 @@ def answer(connection: socket.socket) -> None:
     header, files, _, _ = socket.recv_fds(connection, HEADER, 3)
     if len(header) < HEADER:
         return  # the caller is gone already
-    request = json.loads(_receive(connection, int.from_bytes(header)))
+    request = json.loads(connection.makefile("rb").read(int.from_bytes(header)))
     connection.sendall(TAKEN)
     for place, file in enumerate(files):
         os.dup2(file, place)
@@ -146,14 +146,6 @@ def call(address: str, arguments: list[str]) -> int | None:
     if not code:
         print(f"error: `deepmoji {' '.join(arguments)}` was killed, often for want of memory.", file=sys.stderr)
     return code[0] if code else ENDED
-
-
-def _receive(connection: socket.socket, size: int) -> bytes:
-    parts = []
-    while size > 0 and (part := connection.recv(min(size, 1 << 16))):
-        parts.append(part)
-        size -= len(part)
-    return b"".join(parts)
 
 
 def _end_with_caller(connection: socket.socket) -> None:
