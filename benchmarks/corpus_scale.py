@@ -1,10 +1,11 @@
 """Ingest and tokenize at growing size: rows per second and peak memory, which should both stay level.
 
-    python benchmarks/corpus_scale.py SOURCE [--rows 1_000_000 10_000_000] [--workers 2]
+    python benchmarks/corpus_scale.py SOURCE [--rows 1000000 10000000] [--workers 2] [--prefect]
 
 SOURCE is a folder of tweets that `deepmoji ingest` reads. Its rows are repeated up to the wanted number; from the
 second round on each gets words of its own, drawn with the frequencies of the source, so that copies are no
-duplicates and the vocabulary goes on growing as it does in real text. Making the input is not timed.
+duplicates and the vocabulary goes on growing as it does in real text. Making the input is not timed. With `--prefect`
+shards are tasks of Prefect's process runner, as `python -m flows shards` runs them, its temporary server included.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import accumulate, islice
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -96,18 +98,28 @@ def measure(command: list[str]) -> tuple[float, float, float, float]:
     return time.monotonic() - start, cpu, memory.total, memory.single
 
 
-def stage(name: str, folder: Path, workers: int) -> None:
+def stage(name: str, folder: Path, workers: int, prefect: bool) -> None:
     """What a measured process runs."""
     from deepmoji.corpus import ingest
     from deepmoji.emojis import load_labels
     from deepmoji.tokens import tokenize_corpus
 
-    if name == "ingest":
-        ingest(folder / "in", folder / "corpus", labels=load_labels("emojis64"), workers=workers)
-    else:
-        tokenize_corpus(
-            folder / "corpus", folder / "tokens", vocabulary_size=50_000, min_count=2, max_length=30, workers=workers
-        )
+    def work(**how: Any) -> None:
+        if name == "ingest":
+            ingest(folder / "in", folder / "corpus", labels=load_labels("emojis64"), **how)
+        else:
+            tokenize_corpus(
+                folder / "corpus", folder / "tokens", vocabulary_size=50_000, min_count=2, max_length=30, **how
+            )
+
+    if not prefect:
+        return work(workers=workers)
+    from prefect import flow
+
+    from flows.shards import map_shards, task_runner
+
+    flow(task_runner=task_runner("processes", workers), validate_parameters=False)(work)(map_shards=map_shards)
+    return None
 
 
 def main() -> None:
@@ -115,10 +127,11 @@ def main() -> None:
     parser.add_argument("source", type=Path)
     parser.add_argument("--rows", type=int, nargs="+", default=[1_000_000, 10_000_000])
     parser.add_argument("--workers", type=int, nargs="+", default=[2])
+    parser.add_argument("--prefect", action="store_true")
     parser.add_argument("--stage", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.stage:
-        stage(options.stage[0], Path(options.stage[1]), options.workers[0])
+        stage(options.stage[0], Path(options.stage[1]), options.workers[0], options.prefect)
         return
     columns = ("rows", "workers", "stage", "seconds", "rows/s", "CPU s", "rows/CPU s", "peak MiB", "largest process")
     print(" ".join(f"{column:>12}" for column in columns))
@@ -130,6 +143,7 @@ def main() -> None:
                 every = []
                 for step in ("ingest", "tokenize"):
                     command = [sys.executable, __file__, name, "--workers", str(workers), "--stage", step, name]
+                    command += ["--prefect"] if options.prefect else []
                     found = measure(command)
                     every.append(found)
                     show(rows, workers, step, *found)

@@ -44,7 +44,11 @@ TAKEN = b"+"  # what a caller is told first; one that is not told it runs the re
 @contextmanager
 def warm() -> Iterator[None]:
     """Put the quick `deepmoji` first on this process's PATH until the block ends; nothing where forks are unsafe."""
-    if sys.platform != "linux" or SOCKET in os.environ:  # the second: it is there already
+    if sys.platform != "linux":
+        yield
+        return
+    if SOCKET in os.environ:  # there already, but others may stand before it by now
+        os.environ["PATH"] = os.pathsep.join([str(Path(os.environ[SOCKET]).parent), os.environ["PATH"]])
         yield
         return
     with tempfile.TemporaryDirectory(prefix="deepmoji-") as name, socket.socket(socket.AF_UNIX) as listener:
@@ -110,6 +114,7 @@ def answer(connection: socket.socket) -> None:
         os.dup2(file, place)
         os.close(file)
     os.chdir(request["folder"])
+    sys.path[:] = search_path(sys.path, os.environ.get("PYTHONPATH", ""), request["environment"].get("PYTHONPATH", ""))
     os.environ.clear()
     os.environ.update(request["environment"])
     random.seed()
@@ -128,6 +133,12 @@ def answer(connection: socket.socket) -> None:
         sys.stderr.flush()
         with suppress(OSError):
             connection.sendall(bytes([code & 255]))
+
+
+def search_path(path: list[str], own: str, wanted: str) -> list[str]:
+    """Where a process finds modules that was started with the PYTHONPATH `own`, had it been `wanted`."""
+    rest = [place for place in path if place not in own.split(os.pathsep)]
+    return [*filter(None, wanted.split(os.pathsep)), *rest]
 
 
 def call(address: str, arguments: list[str]) -> int | None:
