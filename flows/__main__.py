@@ -41,7 +41,7 @@ def pipeline(root: Path, preset: str | None, data: Path | None, promote: bool) -
 
         click.echo("data/ is not there: writing the built-in synthetic sample", err=True)
         write_sample(root / "data")
-    with warm():  # it gets ready while Prefect does
+    with warm(ahead=True):  # it gets ready while Prefect does
         from flows.pipeline import pipeline as pipeline_flow
         from flows.summary import last_screen
 

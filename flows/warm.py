@@ -20,6 +20,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -42,8 +43,11 @@ TAKEN = b"+"  # what a caller is told first; one that is not told it runs the re
 
 
 @contextmanager
-def warm() -> Iterator[None]:
-    """Put the quick `deepmoji` first on this process's PATH until the block ends; nothing where forks are unsafe."""
+def warm(ahead: bool = False) -> Iterator[None]:
+    """Put the quick `deepmoji` first on this process's PATH until the block ends; nothing where forks are unsafe.
+
+    The modules are loaded for the first command, or with `ahead` at once, where something else takes time meanwhile.
+    """
     if sys.platform != "linux":
         yield
         return
@@ -59,7 +63,7 @@ def warm() -> Iterator[None]:
         quick.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -IS {shlex.quote(__file__)} "$@"\n')
         quick.chmod(0o700)
         # -P: modules come from where the real command finds them. A session of its own: Ctrl-C is the flow's.
-        command = [sys.executable, "-P", __file__, "--serve", str(listener.fileno())]
+        command = [sys.executable, "-P", __file__, "--serve", str(listener.fileno()), *(["--ahead"] if ahead else [])]
         before = os.environ["PATH"]
         with subprocess.Popen(
             command,
@@ -78,9 +82,10 @@ def warm() -> Iterator[None]:
         # Popen closed the server's input, which is how it learns that the flow is over.
 
 
-def serve(listener: socket.socket) -> None:
+def serve(listener: socket.socket, ahead: bool) -> None:
     """Fork a process for every caller until this process's own input ends."""
-    load()
+    if ahead:
+        load()
     context = multiprocessing.get_context("fork")
     while True:
         # Asking for the children buries those that are done.
@@ -89,12 +94,14 @@ def serve(listener: socket.socket) -> None:
             os._exit(0)  # a command that still runs belongs to its caller
         if listener in ready:
             connection, _ = listener.accept()
+            load()
             context.Process(target=answer, args=(connection,)).start()
             connection.close()
 
 
+@cache
 def load() -> None:
-    """Import what takes long. What cannot be imported is left to the command to report."""
+    """Import what takes long, once. What cannot be imported is left to the command to report."""
     for name in LOADED:
         with suppress(Exception):
             importlib.import_module(name)
@@ -167,7 +174,7 @@ def _end_with_caller(connection: socket.socket) -> None:
 
 def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
-        serve(socket.socket(fileno=int(sys.argv[2])))
+        serve(socket.socket(fileno=int(sys.argv[2])), "--ahead" in sys.argv)
     address = os.environ[SOCKET]
     code = call(address, sys.argv[1:])
     if code is None:

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -30,6 +31,11 @@ os.environ |= {
 LONGEST = ("test_road", "test_real_servers", "test_servers", "test_flows", "test_refresh", "test_intake")
 
 
+def pytest_configure() -> None:
+    """Ctrl-C reaches what the tests start, also where they run in a shell's background, which ignores it."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests on real data run wherever the data is; elsewhere they are deselected, which pytest counts and prints."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
@@ -48,6 +54,15 @@ def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterato
         if name.startswith((*USERS_OWN, "DEEPMOJI_PROJECT")):
             monkeypatch.delenv(name)
     yield
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[None]:
+    """Prefect's own test server, one for all files of a test worker: a start costs as much as the tests that use it."""
+    from prefect.testing.utilities import prefect_test_harness
+
+    with prefect_test_harness(server_startup_timeout=90):
+        yield
 
 
 @pytest.fixture(scope="session")

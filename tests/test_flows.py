@@ -5,7 +5,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Paused, Running
-from prefect.testing.utilities import prefect_test_harness
 
 from deepmoji.cli import TEMPORARY
 from deepmoji.errors import DeepMojiError
@@ -36,12 +34,6 @@ stages:
       mkdir -p artifacts/metrics; echo '{{"rows": 3}}' > artifacts/metrics/ingest.json
     always_changed: true
 """
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
 
 
 @pytest.fixture

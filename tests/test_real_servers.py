@@ -168,6 +168,7 @@ def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
                 assert done.returncode == 0, done.stderr
                 runs[queue] = f"{api}/flow_runs/{done.stdout.strip().rpartition('/')[2]}"
             before = disturb(lambda: bool(ended(runs["default"], user)), url, mlflow, postgres)
+            (folder / "registering" / "stop").touch()
             limit = time.monotonic() + LIMIT
             states: dict[str, dict[str, Any]] = {}
             while len(states) < len(runs):

@@ -12,7 +12,6 @@ from prefect import flow
 from prefect.blocks.notifications import CustomWebhookNotificationBlock
 from prefect.blocks.system import Secret
 from prefect.client.orchestration import get_client
-from prefect.testing.utilities import prefect_test_harness
 from pydantic import SecretStr
 
 from deepmoji import registry
@@ -23,12 +22,6 @@ from flows.refresh import refresh
 from tests import mini
 
 Messages = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
 
 
 @pytest.fixture(scope="module")

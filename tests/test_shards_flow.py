@@ -1,7 +1,6 @@
 """Shards as Prefect tasks: the bytes of a plain run, by processes and on a Dask cluster of two workers."""
 
 import hashlib
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,7 +8,6 @@ import distributed
 import pytest
 from prefect import flow
 from prefect.task_runners import TaskRunner
-from prefect.testing.utilities import prefect_test_harness
 
 from deepmoji.corpus import ingest
 from deepmoji.emojis import LabelSet
@@ -62,12 +60,6 @@ def plain(tweets: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, s
     out = tmp_path_factory.mktemp("plain")
     road(tweets, out, None)
     return digests(out)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[None]:
-    with prefect_test_harness(server_startup_timeout=90):
-        yield
 
 
 def by_tasks(tweets: Path, out: Path, runner: TaskRunner[Any]) -> int:
