@@ -32,7 +32,8 @@ POOL = "deepmoji"
 READY_SECONDS = 180.0  # a machine under load starts them slowly
 GRACE_SECONDS = 15.0  # how long each may take to end by itself
 POLL_SECONDS = 0.3
-MARK = "DEEPMOJI_UP"  # in the environment of everything that one `up` starts
+# In the environment of everything that an `up` starts: which one of its processes did, and the project's folder.
+MARK, OF = "DEEPMOJI_UP", "DEEPMOJI_UP_OF"
 
 Processes = dict[str, subprocess.Popen[bytes]]
 
@@ -48,6 +49,8 @@ def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
         if os.environ.get(name):
             raise UsageError(f"{name} names a server elsewhere, and `up` starts one here: unset it.")
     with held(up_lock(root), "Another `up`", 0):
+        if count := _end_marked(OF, str(root)):
+            click.echo(f"{count} process(es) of an earlier `up` that was killed went on: they are ended now.")
         for option, port in (("--prefect-port", prefect_port), ("--mlflow-port", mlflow_port)):
             _check_port(port, option)
         stop = threading.Event()
@@ -75,7 +78,7 @@ def _start_all(
     artifacts = root / ".state" / "mlflow" / "artifacts"
 
     def start(name: str, *command: str, **variables: str) -> None:
-        processes[name] = _start(root, name, *command, **variables, **{MARK: f"{mark} {name}"})
+        processes[name] = _start(root, name, *command, **variables, **{MARK: f"{mark} {name}", OF: str(root)})
 
     start(
         "mlflow", "mlflow", "server", "--host", HOST, "--port", str(mlflow_port), "--workers", "1",
@@ -183,21 +186,27 @@ def end(processes: Processes, mark: str) -> None:
         process.terminate()
         with suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS)
-        left = _marked(f"{mark} {name}")
-        for one in left:
-            with suppress(psutil.NoSuchProcess):
-                one.terminate()
-        psutil.wait_procs(left, timeout=GRACE_SECONDS)
-        for one in _marked(f"{mark} {name}"):
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
+        _end_marked(MARK, f"{mark} {name}")
         process.wait(GRACE_SECONDS)
 
 
-def _marked(mark: str) -> list[psutil.Process]:
+def _end_marked(variable: str, value: str) -> int:
+    """SIGTERM, and after a grace SIGKILL, for all with that in their environment; returns how many they were."""
+    left = _marked(variable, value)
+    for one in left:
+        with suppress(psutil.NoSuchProcess):
+            one.terminate()
+    psutil.wait_procs(left, timeout=GRACE_SECONDS)
+    for one in _marked(variable, value):
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
+    return len(left)
+
+
+def _marked(variable: str, value: str) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error, OSError):  # of another user, or gone meanwhile
-            if process.environ().get(MARK) == mark:
+            if process.environ().get(variable) == value:
                 found.append(process)
     return found

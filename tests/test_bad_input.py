@@ -18,7 +18,7 @@ from deepmoji.config import load_params
 from deepmoji.datasets import write_datasets
 from deepmoji.errors import UsageError
 from deepmoji.sample import write_sample
-from tests.conftest import ROOT, run_in
+from tests.conftest import ROOT
 from tests.tiny import tiny_model
 
 
@@ -157,14 +157,3 @@ def test_prefect_away_is_one_readable_line(project: Path) -> None:
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert f"Prefect server at {url} does not answer" in done.stderr
-
-
-def test_a_stage_that_fails_shows_no_traceback(tiny_project: Path) -> None:
-    change(tiny_project, ingest={"labels": "nope"})
-    try:
-        done = run_in(tiny_project, sys.executable, "-m", "flows", "pipeline", "--no-promote")
-    finally:
-        change(tiny_project, ingest={"labels": "emojis64"})
-    assert done.returncode == 1
-    assert "Traceback" not in done.stderr
-    assert "error: The stage ingest failed: There is no label set or file 'nope'" in done.stderr

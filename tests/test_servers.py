@@ -251,14 +251,22 @@ def test_the_end_of_one_is_the_end_of_all(up: Up) -> None:
     assert "deepmoji  1        champion" in done.stdout, "what was registered is there without the server"
 
 
-def test_ctrl_c_ends_a_start(tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_start_and_the_next_one_ends_what_a_kill_left(tmp_path: Path) -> None:
     for name in ("params.yaml", "dvc.yaml", "prefect.yaml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    process = start(tmp_path, "--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
-    wait_for(lambda: len(psutil.Process(process.pid).children()) == 2)
-    family = psutil.Process(process.pid).children(recursive=True)
-    process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=90)
-    assert (process.returncode, output) == (0, "")
-    _, alive = psutil.wait_procs(family, timeout=5)
+    ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
+    with start(tmp_path, *ports) as killed:
+        wait_for(lambda: len(psutil.Process(killed.pid).children()) == 2)
+        left = psutil.Process(killed.pid).children(recursive=True)
+        killed.kill()
+        killed.wait(20)
+    assert len(psutil.wait_procs(left, timeout=1)[1]) >= 2
+    with start(tmp_path, *ports) as process:
+        wait_for(lambda: len(psutil.Process(process.pid).children()) == 2)
+        family = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=90)
+    assert process.returncode == 0
+    assert "process(es) of an earlier `up` that was killed" in output and output.count("\n") == 1
+    _, alive = psutil.wait_procs([*left, *family], timeout=5)
     assert alive == []
