@@ -56,7 +56,7 @@ while not (root / "stop").exists():
         print(registry.register(root, folder, tags={}, metrics={"top5": 0.5}), flush=True)
     except ServiceError as error:
         print(f"error: {error}", flush=True)
-    time.sleep(3)
+    time.sleep(1)
 """
 
 
