@@ -41,7 +41,8 @@ def pipeline(root: Path, preset: str | None, data: Path | None, promote: bool) -
 
         click.echo("data/ is not there: writing the built-in synthetic sample", err=True)
         write_sample(root / "data")
-    with warm(ahead=True):  # it gets ready while Prefect does
+    # It gets ready while Prefect does, unless that runs already.
+    with warm(ahead="PREFECT_API_URL" not in os.environ):
         from flows.pipeline import pipeline as pipeline_flow
         from flows.summary import last_screen
 
