@@ -50,6 +50,13 @@ def mistake(done: subprocess.CompletedProcess[str]) -> str:
     return sentences[0]
 
 
+def run_warm(monkeypatch: pytest.MonkeyPatch, project: Path, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command whose stages are forked, as a flow forks them."""
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    with warm():
+        return run_in(project, *command, variables={"PATH": os.environ["PATH"]})
+
+
 @pytest.fixture(scope="module")
 def refused(tiny_project: Path) -> subprocess.CompletedProcess[str]:
     """The first run: everything is made, then a gate that nothing passes."""
@@ -191,9 +198,7 @@ def test_the_same_bytes_come_out_again(tiny_project: Path, monkeypatch: pytest.M
     """From ingest to the pretrained model and a fine-tune, made again without the cache: the same hashes."""
     before = yaml.safe_load((tiny_project / "dvc.lock").read_text())["stages"]
     again = ("dvc", "repro", "--force", "--no-run-cache", "finetune@sample-sentiment-chain-thaw")
-    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    with warm():
-        done = run_in(tiny_project, *again, variables={"PATH": os.environ["PATH"]})
+    done = run_warm(monkeypatch, tiny_project, *again)
     assert done.returncode == 0, done.stderr
     after = yaml.safe_load((tiny_project / "dvc.lock").read_text())["stages"]
     assert {name: stage.get("outs") for name, stage in after.items()} == {
@@ -202,7 +207,7 @@ def test_the_same_bytes_come_out_again(tiny_project: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("promoted")
-def test_a_killed_stage_never_looks_finished_and_goes_on(tiny_project: Path) -> None:
+def test_a_killed_stage_never_looks_finished_and_goes_on(tiny_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = {name: (tiny_project / name).read_bytes() for name in ("params.yaml", "dvc.lock")}
     change(tiny_project, "pretrain", epochs=4, checkpoint_seconds=0)
     command = [str(Path(sys.executable).parent / "dvc"), "repro", "--single-item", "pretrain"]
@@ -222,7 +227,7 @@ def test_a_killed_stage_never_looks_finished_and_goes_on(tiny_project: Path) -> 
     assert state.is_file()
     assert not (tiny_project / "artifacts" / "pretrained").exists()
     assert "pretrain" in changed_stages(tiny_project)
-    done = run_in(tiny_project, "dvc", "repro", "--single-item", "pretrain")
+    done = run_warm(monkeypatch, tiny_project, "dvc", "repro", "--single-item", "pretrain")
     assert done.returncode == 0, done.stderr
     assert "going on at step" in done.stdout + done.stderr
     assert (tiny_project / "artifacts" / "pretrained" / "config.json").is_file()

@@ -65,9 +65,13 @@ def start(root: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*mini.FLOWS, "up", *options],
         cwd=root,
-        # A worker asks for work, and the server plans runs, sooner than by default.
+        # A worker asks for work, and the server plans runs, sooner than by default; and not a hundred of them.
         env=mini.surroundings(root)
-        | {"PREFECT_WORKER_QUERY_SECONDS": "1", "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2"},
+        | {
+            "PREFECT_WORKER_QUERY_SECONDS": "1",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_LOOP_SECONDS": "2",
+            "PREFECT_SERVER_SERVICES_SCHEDULER_MAX_RUNS": "3",
+        },
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
