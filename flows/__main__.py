@@ -52,6 +52,20 @@ def pipeline(root: Path, preset: str | None, data: Path | None, promote: bool) -
 
 
 @cli.command()
+@click.pass_obj
+def benchmark(root: Path) -> None:
+    """Fine-tunes and baselines side by side, from the pretrained model that is there; nothing is released."""
+    started = time.monotonic()
+    with warm(ahead="PREFECT_API_URL" not in os.environ):
+        from flows.pipeline import benchmark as benchmark_flow
+        from flows.summary import benchmark_screen
+
+        with asking_prefect():
+            results = benchmark_flow(str(root))
+    click.echo(benchmark_screen(root, results, time.monotonic() - started))
+
+
+@cli.command()
 @click.option("--approve", is_flag=True, help="Pause for a person's approval before the champion changes.")
 @click.pass_obj
 def release(root: Path, approve: bool) -> None:

@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
 
 def last_screen(root: Path, results: Sequence["StageResult"], seconds: float) -> str:
-    """Plain text for a terminal, at most 100 columns wide."""
-    lines = ["", "What happened", "  stage        run  up to date  seconds"]
-    lines += [f"  {r.stage:<11}{r.ran:>5}{r.unchanged:>12}{r.seconds:>9.1f}" for r in results]
-    lines += [f"  everything                   {seconds:>9.1f}", ""]
+    """What `pipeline` ends with: plain text for a terminal, at most 100 columns wide."""
+    lines = [*stage_table(results, seconds), ""]
     pretrain = root / "artifacts" / "metrics" / "pretrain.json"
     if pretrain.is_file():
         numbers = json.loads(pretrain.read_text(encoding="utf-8"))
@@ -36,6 +34,24 @@ def last_screen(root: Path, results: Sequence["StageResult"], seconds: float) ->
         "  .venv/bin/deepmoji serve      a page and a REST service on loopback",
     ]
     return "\n".join(lines)
+
+
+def benchmark_screen(root: Path, results: Sequence["StageResult"], seconds: float) -> str:
+    """What `benchmark` ends with."""
+    lines = [
+        *stage_table(results, seconds),
+        "",
+        *benchmark_table(root / "artifacts" / "metrics" / "benchmark.json"),
+        "",
+    ]
+    return "\n".join([*lines, f"The report is {root / 'artifacts' / 'benchmark' / 'report.md'}"])
+
+
+def stage_table(results: Sequence["StageResult"], seconds: float) -> list[str]:
+    """A line per stage: how much of it ran, how much was up to date, and how long it took."""
+    lines = ["", "What happened", "  stage        run  up to date  seconds"]
+    lines += [f"  {r.stage:<11}{r.ran:>5}{r.unchanged:>12}{r.seconds:>9.1f}" for r in results]
+    return [*lines, f"  everything                   {seconds:>9.1f}"]
 
 
 def benchmark_table(path: Path) -> list[str]:

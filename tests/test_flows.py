@@ -147,6 +147,16 @@ def test_ctrl_c_ends_what_runs_side_by_side(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("server")
+def test_the_benchmark_runs_its_two_stages_and_releases_nothing(tmp_path: Path) -> None:
+    root = mini.write_mini_project(tmp_path)
+    done = mini.run(root, *mini.FLOWS, "benchmark", PREFECT_API_URL=PREFECT_API_URL.value() or "")
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert (root / "ran.txt").read_text().split() == ["finetune", "benchmark"]
+    assert "chain-thaw" in done.stdout and "report.md" in done.stdout
+    assert not (root / ".state" / "mlflow").exists(), "nothing was asked of the registry"
+
+
+@pytest.mark.usefixtures("server")
 def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = mini.write_mini_project(tmp_path)
     monkeypatch.setenv("PATH", mini.surroundings(root)["PATH"])
