@@ -6,6 +6,7 @@ killed and PostgreSQL restarted meanwhile. Everything else here looks at what th
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -396,6 +397,24 @@ def test_the_champion_is_served_by_the_image(house: House, tmp_path: Path) -> No
         cwd=tmp_path,
     ):
         assert servers.get(f"http://127.0.0.1:{port}/") == 200
+
+
+def test_the_password_is_changed_as_the_readme_tells(house: House) -> None:
+    """Nothing after this talks to MLflow, whose password is another one from here on."""
+    lines = (ROOT / "mlflow" / "README.md").read_text()
+    found = re.search(r"curl -X PATCH -u deepmoji http://127.0.0.1:5000(\S+) .*\n.*-d '(.*)'", lines)
+    assert found is not None
+
+    def basic(password: str) -> dict[str, str]:
+        return {"Authorization": "Basic " + b64encode(f"deepmoji:{password}".encode()).decode()}
+
+    new = "changed-hunter2"
+    body = found[2].replace("OLD", PASSWORDS["mlflow"]).replace("NEW", new).encode()
+    headers = basic(PASSWORDS["mlflow"]) | {"Content-Type": "application/json"}
+    assert servers.get(house.url + found[1], method="PATCH", data=body, headers=headers) == 200
+    address = f"{house.url}/api/2.0/mlflow/experiments/search?max_results=5"
+    assert servers.get(address, headers=basic(PASSWORDS["mlflow"])) == 401
+    assert servers.get(address, headers=basic(new)) == 200
 
 
 def test_no_secret_is_left_anywhere(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
