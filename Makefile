@@ -41,8 +41,8 @@ deploy: $(READY)  ## register the deployments of prefect.yaml with the server of
 trigger: $(READY)  ## start a run of a deployment: NAME=pipeline
 	$(BIN)/python -m flows trigger $(NAME)
 
-clean:  ## remove results and state; data/ and the environment stay
-	rm -rf artifacts .state
+clean:  ## remove results, checkpoints and logs; data/, the environment, models, runs and DVC's versions stay
+	rm -rf artifacts .state/checkpoints .state/logs .state/prefect
 
 starter: $(READY)  ## train the starter model anew from real tweets, DATA=/folder; hours on two cores, resumable
 	$(BIN)/deepmoji preset starter $(if $(DATA),--data $(DATA))

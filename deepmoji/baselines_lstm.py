@@ -6,6 +6,7 @@ they were tested on. `badjatiya` trains the network on training rows only; `badj
 rows, test labels included, and is there to show how much that is worth.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -55,9 +56,9 @@ class PlainLSTM(DeepMoji):
 
 def lstm(dataset: Dataset, seed: int) -> Judged:
     """The network alone."""
-    model, examples = _trained(dataset, seed, leaky=False)
+    model, examples, facts = _trained(dataset, seed, leaky=False)
     val, test = (predict(model, examples[split]) for split in ("val", "test"))
-    return judge(dataset, seed, val, test)
+    return replace(judge(dataset, seed, val, test), facts=facts)
 
 
 def badjatiya(dataset: Dataset, seed: int) -> Judged:
@@ -70,7 +71,7 @@ def badjatiya_leaky(dataset: Dataset, seed: int) -> Judged:
     return _trees_on_vectors(dataset, seed, leaky=True)
 
 
-def _trained(dataset: Dataset, seed: int, *, leaky: bool) -> tuple[PlainLSTM, dict[str, Examples]]:
+def _trained(dataset: Dataset, seed: int, *, leaky: bool) -> tuple[PlainLSTM, dict[str, Examples], dict[str, Any]]:
     rows = {split: rows_of(dataset, split) for split in ("train", "val", "test")}
     rows["fit"] = np.concatenate(list(rows.values())) if leaky else rows["train"]
     texts = {split: [dataset.texts[row] for row in rows[split]] for split in rows}
@@ -80,16 +81,20 @@ def _trained(dataset: Dataset, seed: int, *, leaky: bool) -> tuple[PlainLSTM, di
         split: encode_examples(texts[split], dataset.labels[rows[split]].astype(kind), vocabulary, MAX_LENGTH)
         for split in rows
     }
+    truncated = {}
+    for split in ("train", "val", "test"):
+        counts = np.diff(vocabulary.encode_flat(texts[split], None)[1])
+        truncated[split] = {"texts": int((counts > MAX_LENGTH).sum()), "of": len(counts)}
     columns = 1 if dataset.task == "binary" else len(dataset.classes)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = PlainLSTM(len(vocabulary), columns, dataset.task)  # type: ignore[arg-type]
     fit(model, examples["fit"], examples["val"], [PHASE], batch_size=BATCH_SIZE, seed=seed)
-    return model, examples
+    return model, examples, {"max_length": MAX_LENGTH, "truncated": truncated}
 
 
 def _trees_on_vectors(dataset: Dataset, seed: int, *, leaky: bool) -> Judged:
-    model, examples = _trained(dataset, seed, leaky=leaky)
+    model, examples, facts = _trained(dataset, seed, leaky=leaky)
     vectors = model.embedding.weight.detach().numpy()
     features = {split: _mean_vectors(vectors, examples[split]) for split in ("train", "val", "test")}
     train = dataset.labels[rows_of(dataset, "train")]
@@ -99,7 +104,7 @@ def _trees_on_vectors(dataset: Dataset, seed: int, *, leaky: bool) -> Judged:
     else:
         columns = [_trees(features, train[:, k].astype(np.int64), 2, seed) for k in range(classes)]
         val, test = (np.stack([column[split][:, 1] for column in columns], axis=1) for split in (0, 1))
-    return judge(dataset, seed, val, test)
+    return replace(judge(dataset, seed, val, test), facts=facts)
 
 
 def _mean_vectors(vectors: NDArray[np.float32], examples: Examples) -> NDArray[np.float32]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from deepmoji.baselines import BASELINES, check_baseline, run_baseline
+from deepmoji.baselines import BASELINES, LEAKY, RANDOM, check_baseline, run_baseline
 from deepmoji.datasets import CATALOG, Dataset, load_dataset, shared_texts
 from deepmoji.errors import InputError
 from deepmoji.metrics import Scorer, scorer
@@ -49,14 +49,18 @@ def benchmark(
     baselines: Sequence[str],
     bootstrap: int,
     seed: int,
+    methods: Sequence[str] | None = None,
+    seeds: Sequence[int] | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Compare everything found and write report.json, report.md, two tables and a plot for each set.
 
     datasets: folder of <name>.parquet. finetuned: folder of <dataset>/<method>/ as `finetune` writes them.
     baselines: names in baselines.BASELINES, run here. bootstrap: number of resamples.
-    A (dataset, method) that is not there is named in the report: expected is, for every set, each method that any
-    set has. `report` is called with a set's mean scores after each set.
+    methods: fine-tunes by other methods, left from before, are not read; None: each method that any set has.
+    seeds: of the baselines that start at random; None, and for the others, `seed` alone.
+    A (dataset, method) that is not there is named in the report: expected is each of the methods for every set.
+    `report` is called with a set's mean scores after each set.
     Returns {dataset: {method: {mean, std, low, high}}}. InputError: nothing to compare, or predictions that do not
     belong to the set's test rows; UsageError: an unknown baseline.
     """
@@ -67,17 +71,13 @@ def benchmark(
     tables = sorted(datasets.glob("*.parquet"))
     if not tables:
         raise InputError(f"There is no labelled set in {datasets}: run the stage datasets first.")
-    methods = _methods(finetuned)
+    methods = _methods(finetuned, methods)
     content: dict[str, Any] = {"reference": REFERENCE, "bootstrap": bootstrap, "datasets": {}, "missing": []}
     unknown = {path.parent.parent.name for path in finetuned.glob("*/*/results.json")} - {t.stem for t in tables}
     content["not_listed"] = sorted(unknown)
     for step, table in enumerate(tqdm(tables, desc="benchmark", disable=None)):
         dataset = load_dataset(table)
-        entries = [
-            Entry(name, [judged.predictions], [judged.test], {"baseline": True})
-            for name in baselines
-            for judged in [run_baseline(name, dataset, seed)]
-        ]
+        entries = [_baseline(name, dataset, (seeds or [seed]) if name in RANDOM else [seed]) for name in baselines]
         for method in methods:
             entry = read_entry(finetuned / dataset.name / method, dataset, method)
             if entry is None:
@@ -156,12 +156,20 @@ def compare(
     }
 
 
-def _methods(finetuned: Path) -> list[str]:
-    """Every method that any set was fine-tuned by: the paper's in their order, then own schedules by name."""
+def _baseline(name: str, dataset: Dataset, seeds: Sequence[int]) -> Entry:
+    judged = [run_baseline(name, dataset, seed) for seed in seeds]
+    facts = {"baseline": True, **judged[0].facts} | ({"leaky": True} if name in LEAKY else {})
+    return Entry(name, [one.predictions for one in judged], [one.test for one in judged], facts)
+
+
+def _methods(finetuned: Path, wanted: Sequence[str] | None) -> list[str]:
+    """The methods wanted, or every one of any set: the paper's in their order, then own schedules by name."""
     found = {path.parent.name for path in finetuned.glob("*/*/results.json")}
-    if not found:
-        raise InputError(f"There is no fine-tuned model in {finetuned}: run the stage finetune first.")
-    return [name for name in STANDARD_METHODS if name in found] + sorted(found - set(STANDARD_METHODS))
+    methods = found if wanted is None else set(wanted)
+    if not found & methods:
+        which = "" if wanted is None else f" by {', '.join(wanted)}"
+        raise InputError(f"There is no fine-tuned model{which} in {finetuned}: run the stage finetune first.")
+    return [name for name in STANDARD_METHODS if name in methods] + sorted(methods - set(STANDARD_METHODS))
 
 
 def read_entry(folder: Path, dataset: Dataset, method: str) -> Entry | None:

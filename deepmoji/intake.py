@@ -46,7 +46,7 @@ def place_of(project: Project, source: Path) -> Path:
     """Where a file or folder of tweets goes.
 
     InputError: it holds no texts, or the project has no folder of tweets. UsageError: the project's tweets are one
-    file, or hold something of that name.
+    file, hold something of that name, hold the source, or are in it.
     """
     tweets = project.data / project.params.ingest.tweets
     if tweets.is_file():
@@ -54,11 +54,16 @@ def place_of(project: Project, source: Path) -> Path:
     if not tweets.is_dir():
         raise InputError(f"{tweets} is not there, so nothing can be added: make the folder, or mend params.yaml.")
     list_files(source)
-    target = tweets / source.resolve().name
+    inside, place = tweets.resolve(), source.resolve()
+    if inside.is_relative_to(place):  # a copy of a folder into itself has no end
+        raise UsageError(f"{source} holds the project's own tweets, {tweets}: name data from outside of that folder.")
+    target = tweets / place.name
     if target.exists():
         if _same(source, target):
             raise UsageError(f"{target} holds the same data already: run the pipeline to train on it.")
         raise UsageError(f"{target} holds other data of that name: give the new data another name.")
+    if place.is_relative_to(inside):
+        raise UsageError(f"{source} is in {tweets} already: run the pipeline to train on it.")
     return target
 
 

@@ -39,9 +39,10 @@ def read_table(path: Path, text_column: str, label_column: str, split: str, seed
     """Read a CSV, TSV, JSON-lines or Parquet table (text ones also as .gz or .zst) of labelled texts.
 
     A label is a class name. If any cell holds a list, or names between bars such as "joy|love", the table is
-    multilabel and an empty cell means no label. Rows whose text, or whose only label, is missing are set aside and
-    counted. `split` is the name of a column (train, val or validation or dev, test) or three shares such as
-    "70/10/20"; a column of that name comes first. InputError and UsageError say what does not fit.
+    multilabel and an empty cell means no label. Rows whose text, or whose only label, is missing, and rows with half of
+    a surrogate pair are set aside and counted. `split` is the name of a column (train, val or validation or dev, test)
+    or three shares such as "70/10/20"; a column of that name comes first. InputError and UsageError say what does not
+    fit.
     """
     rows, set_aside = _rows(path)
     names = {name: None for row in rows[:1] for name in row}
@@ -62,6 +63,8 @@ def read_table(path: Path, text_column: str, label_column: str, split: str, seed
             set_aside["empty text"] += 1
         elif not labels and not multilabel:
             set_aside["empty label"] += 1
+        elif not all(_encodes(part) for part in (text, *labels)):
+            set_aside["half of a surrogate pair"] += 1
         else:
             texts.append(text)
             named.append(labels)
@@ -80,6 +83,7 @@ def read_table(path: Path, text_column: str, label_column: str, split: str, seed
         for part in SPLITS:
             if part not in splits:
                 raise InputError(f"{path} has no row for {part} in the column {split!r}: each of {SPLITS} needs rows.")
+        _check_classes(numbers, splits, classes, path, split, multilabel)
     return OwnTable(Table(texts, numbers, splits, classes), multilabel, dict(set_aside))
 
 
@@ -165,6 +169,37 @@ def _classes(named: list[list[str]], path: Path, column: str) -> tuple[str, ...]
             f"{rare[0]!r:.40}: add rows, drop these classes, or name another column than {column!r}."
         )
     return classes
+
+
+def _check_classes(
+    numbers: list[list[int]], splits: list[str], classes: tuple[str, ...], path: Path, column: str, multilabel: bool
+) -> None:
+    """InputError if a given split leaves a class untrained, or validation without a choice between classes."""
+    found: dict[str, set[int]] = {part: set() for part in SPLITS}
+    for row, part in zip(numbers, splits, strict=True):
+        found[part].update(row)
+    lacking = {part: [name for k, name in enumerate(classes) if k not in found[part]] for part in SPLITS}
+    if lacking["train"]:
+        raise InputError(
+            f"{path} has no train row in the column {column!r} for {len(lacking['train'])} of {len(classes)} classes, "
+            f"such as {lacking['train'][0]!r:.40}: give each class train rows, or drop it."
+        )
+    if not multilabel and len(found["val"]) < 2:
+        raise InputError(
+            f"{path} has val rows of one class only in the column {column!r}: val needs rows of at least two classes."
+        )
+    for part in ("val", "test"):
+        if lacking[part]:
+            log.warning("%s: %s has no row of the classes %s", path, part, ", ".join(lacking[part]))
+
+
+def _encodes(text: str) -> bool:
+    """Whether UTF-8 has a form for it: JSON can spell half of a surrogate pair, which no file can hold."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _number(name: str) -> bool:

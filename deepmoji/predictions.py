@@ -6,8 +6,8 @@ test rows, their truth, the decisions and the probabilities.
 n rows, C classes.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +38,16 @@ class Predictions:
 
 @dataclass(frozen=True)
 class Judged:
-    """A run's figures: by metric on validation and test, the thresholds used (none: the most probable class)."""
+    """A run's figures: by metric on validation and test, the thresholds used (none: the most probable class).
+
+    facts: for the benchmark's table, such as how many texts were cut; empty where there is nothing to tell.
+    """
 
     predictions: Predictions
     validation: dict[str, float]
     test: dict[str, float]
     thresholds: list[float] | None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 def rows_of(dataset: Dataset, split: str) -> NDArray[np.int64]:
@@ -65,6 +69,8 @@ def judge(
     per_class: each column is a model of its own against the rest (paper section 5: class-average F1), so each
         gets its threshold, and the truth takes the form (n, C).
     Several labels a row, and F1 of two classes, get thresholds too; otherwise the most probable class is taken.
+    A threshold for F1 of two classes is for F1 alone: the decisions kept and `f1` come from it, every other figure
+    from the most probable class, as published accuracies do.
     """
     rows = {split: rows_of(dataset, split) for split in ("val", "test")}
     truth = {split: dataset.labels[rows[split]].astype(np.int64) for split in rows}
@@ -81,7 +87,14 @@ def judge(
     decisions = {split: decide(given[split], labels=several, thresholds=limits) for split in rows}
     task = "multilabel" if several else dataset.task
     names = sorted({*metrics_for(task), dataset.metric})
-    figures = {split: {name: score(name, truth[split], decisions[split]) for name in names} for split in rows}
+    # Thresholds of two classes lie below 0.5, which buys F1 with accuracy.
+    probable = decisions if several else {split: decide(given[split], labels=False) for split in rows}
+    figures = {
+        split: {
+            name: score(name, truth[split], decisions[split] if name == "f1" else probable[split]) for name in names
+        }
+        for split in rows
+    }
     return Judged(
         predictions=Predictions(seed, rows["test"], truth["test"], decisions["test"], given["test"]),
         validation=figures["val"],

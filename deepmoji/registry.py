@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from deepmoji import tracking
 from deepmoji.errors import InputError, RegistryError, UsageError
 from deepmoji.gates import Gates, absolute_faults, load_gates, relative_faults
-from deepmoji.provenance import UNKNOWN
+from deepmoji.provenance import UNKNOWN, provenance
 from deepmoji.starter import STARTER, starter_folder
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "champion", "check_name", "compare", "default_model", "find", "list_models", "load", "load_gates", "promote",
-    "register", "resolve", "rollback", "show", "table",
+    "register", "resolve", "rollback", "show", "table", "was_rolled_back",
 ]  # fmt: skip
 
 NAME = "deepmoji"
@@ -65,7 +65,7 @@ def register(
         uri = tracking.log_model(run, folder, name)
         registry = _open(root)
         facts = {"data": UNKNOWN} | {key: value for key, value in run.tags.items() if not key.startswith("mlflow.")}
-        numbers = {NUMBER + tracking.key(key): repr(float(value)) for key, value in metrics.items()}
+        numbers = _number_tags(metrics)
         with _changing(registry, f"register {name}"), tracking.everywhere(registry.uri):
             if _find(registry, name) is None:
                 registry.client.create_registered_model(name)
@@ -77,11 +77,31 @@ def register(
     return int(made.version)
 
 
-def find(root: Path, tag: str, value: str, name: str = NAME) -> int | None:
-    """The newest version whose tag has this value, None if there is none."""
+def find(
+    root: Path, tag: str, value: str, name: str = NAME, *, metrics: Mapping[str, float] | None = None
+) -> int | None:
+    """The newest version whose tag has this value, None if there is none.
+
+    With `metrics`, None too if that version has other numbers, or lacks a fact that is known by now: it would stay
+    refused for them for ever.
+    """
     registry = _open(root)
     versions = _versions(registry, name) if _find(registry, name) is not None else []
-    return next((int(version.version) for version in versions if version.tags.get(tag) == value), None)
+    newest = next((version for version in versions if version.tags.get(tag) == value), None)
+    if newest is None:
+        return None
+    if metrics is not None:
+        numbers = {key: text for key, text in newest.tags.items() if key.startswith(NUMBER)}
+        gained = [key for key, fact in provenance(root).items() if newest.tags.get(key) == UNKNOWN != fact]
+        if numbers != _number_tags(metrics) or gained:
+            return None
+    return int(newest.version)
+
+
+def was_rolled_back(root: Path, version: int, name: str = NAME) -> bool:
+    """Whether the last change of the champion that concerns this version took the alias from it by a rollback."""
+    events = [event for event in _history(_open(root), name) if version in (event["version"], event["before"])]
+    return bool(events) and events[-1]["action"] == "rollback" and bool(events[-1]["before"] == version)
 
 
 def champion(root: Path, name: str = NAME) -> int | None:
@@ -331,6 +351,10 @@ def _crown(registry: Registry, name: str, version: int, before: int | None, acti
     registry.client.set_model_version_tag(name, str(version), f"last_{action}", event["time"])
     if _champion(registry, name) != version:
         raise RegistryError(f"Somebody else changed the champion of {name} at the same time: look at it and try again.")
+
+
+def _number_tags(metrics: Mapping[str, float]) -> dict[str, str]:
+    return {NUMBER + tracking.key(key): repr(float(value)) for key, value in metrics.items()}
 
 
 def _note(registry: Registry, version: "ModelVersion", key: str, text: str) -> None:

@@ -21,6 +21,7 @@ from deepmoji.errors import InputError
 
 T = TypeVar("T")
 SEED = 2017
+MD5 = "be7260ce3756740a117562f2015778df.dir"  # by which data.dvc names the whole folder
 LEAST_PER_EMOJI = 200
 BY_WEIGHT = 15_500  # further tweets, shared out by the emojis' weights: common ones come more often
 TWEET_FILES = 3

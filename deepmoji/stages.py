@@ -251,14 +251,17 @@ def finetune_own(
     """A user's own table to a model folder, a registered version deepmoji-<name> and a report beside the folder.
 
     With the options of the section finetune. Writes <out>/finetuned/<name>/<method> (the model), <out>/report and
-    the table as it was read, <out>/datasets; `out` is by default below models/<name> of the project. Errors: see
-    datasets.dataset_from_table.
+    the table as it was read, <out>/datasets; `out` is by default below models/<name> of the project. The version is
+    registered before the report is made, which can fail by what else lies in `out`. Errors: see
+    datasets.dataset_from_table; DeepMojiError: registered, but without a report.
     """
     from deepmoji import benchmark as bench
     from deepmoji import finetuning, registry
     from deepmoji.datasets import dataset_from_table, save_dataset
 
     registry.check_name(f"deepmoji-{name}")  # which also names folders; before the work, not after it
+    if not name.strip("."):
+        raise UsageError(f"The name {name!r} is not usable, since a folder gets it: take letters or digits too.")
     dataset = replace(
         dataset_from_table(table, text_column, label_column, split, project.params.benchmark.seed), name=name
     )
@@ -271,7 +274,7 @@ def finetune_own(
     with stage_run(project, "finetune", f"{name}/{method}", **tags) as run:
         run.dataset(dataset.name, digest(table), str(table), len(dataset.texts))
         save_dataset(dataset, target / "datasets" / f"{dataset.name}.parquet")
-        finetuning.finetune(
+        results = finetuning.finetune(
             dataset,
             start,
             folder,
@@ -280,14 +283,23 @@ def finetune_own(
             report_seed=seed_reporter(run, name, method),
             **options,
         )
-        numbers = bench.benchmark(
-            target / "datasets", target / "finetuned", target / "report", **project.params.section("benchmark")
-        )
+        figures = {key: results[key]["test"][dataset.metric] for key in ("mean", "std")}
+        metrics = figures | results["mean"]["test"]
+        version = registry.register(project.root, folder, f"deepmoji-{name}", tags=tags, metrics=metrics)
+        try:
+            numbers = bench.benchmark(
+                target / "datasets",
+                target / "finetuned",
+                target / "report",
+                seeds=project.params.finetune.seeds,
+                **project.params.section("benchmark"),
+            )
+        except DeepMojiError as error:
+            raise DeepMojiError(
+                f"The model is registered as models:/deepmoji-{name}/{version}, but its report was not made: {error}"
+            ) from None
         run.metrics(flatten(numbers), 0)
         run.artifacts(target / "report")
-    version = registry.register(
-        project.root, folder, f"deepmoji-{name}", tags=tags, metrics=flatten(numbers[dataset.name][method])
-    )
     return {"version": version, "model": str(folder), "report": str(target / "report" / "report.md"), "scores": numbers}
 
 
@@ -381,6 +393,8 @@ def benchmark(project: Project) -> Numbers:
             project.artifacts / "datasets",
             project.artifacts / "finetuned",
             out,
+            methods=project.params.finetune.methods,
+            seeds=project.params.finetune.seeds,
             report=run.metrics,
             **project.params.section("benchmark"),
         )

@@ -1,8 +1,8 @@
 """The one training loop: `fit` learns through a list of phases; `predict_*` run a model over many texts.
 
 Pretraining is one phase over all layers, chain-thaw six (paper, section 3.3). A phase ends when its epochs are
-over or the validation loss stopped falling, and leaves its best weights behind. Under torchrun each process
-learns from its slice of every batch; the sum of their gradients is that of the whole batch.
+over or the validation loss stopped falling, and leaves its best weights behind, at worst those that it began with.
+Under torchrun each process learns from its slice of every batch; the sum of their gradients is that of the whole batch.
 """
 
 import logging
@@ -160,12 +160,15 @@ def _run_phases(run: _Run, identity: dict[str, Any]) -> list[dict[str, Any]]:
         network, optimisers = _prepare(run, phase)
         restore_moments(run.model, optimisers, moments)
         moments = {}
+        best = best or _weights(run.model)
+        if progress.best is None:
+            progress.best = _validation_loss(run)
         while progress.epoch < phase.epochs and not (phase.patience and progress.stale >= phase.patience):
             saved = _run_epoch(run, phase, network, optimisers, groups, progress, best, identity, saved)
             loss = _validation_loss(run)
             _finish_epoch(run, phase, progress, loss)
             if progress.stale == 0:
-                best = {name: tensor.detach().clone() for name, tensor in run.model.state_dict().items()}
+                best = _weights(run.model)
         run.model.load_state_dict(best)
         progress.phases.append(
             {
@@ -175,10 +178,14 @@ def _run_phases(run: _Run, identity: dict[str, Any]) -> list[dict[str, Any]]:
                 "history": progress.history,
             }
         )
-        progress = Progress(phase=progress.phase + 1, step=progress.step, phases=progress.phases)
+        progress = Progress(progress.phase + 1, step=progress.step, best=progress.best, phases=progress.phases)
         best = {}
         _save(run, progress, best, [], identity)
     return progress.phases
+
+
+def _weights(model: DeepMoji) -> dict[str, Tensor]:
+    return {name: tensor.detach().clone() for name, tensor in model.state_dict().items()}
 
 
 def _prepare(run: _Run, phase: Phase) -> tuple[nn.Module, list[torch.optim.Optimizer]]:
@@ -312,7 +319,7 @@ def _finish_epoch(run: _Run, phase: Phase, progress: Progress, loss: float) -> N
             "lower the learning rate or use precision fp32, the last good checkpoint is intact."
         )
     better = progress.best is None or loss < progress.best
-    progress.best = loss if progress.best is None or loss < progress.best else progress.best
+    progress.best = loss if better else progress.best
     progress.stale = 0 if better else progress.stale + 1
     progress.history.append({"epoch": progress.epoch + 1, "train_loss": train_loss, "validation_loss": loss})
     progress.epoch += 1

@@ -13,6 +13,7 @@ import click
 from deepmoji.config import find_project, load_params, use_preset
 from deepmoji.errors import DeepMojiError, ServiceError, UsageError, describe
 from flows.environment import enter
+from flows.lock import one_run
 from flows.warm import warm
 
 
@@ -29,18 +30,21 @@ def cli(context: click.Context, project: Path | None) -> None:
 @click.option("--preset", help="Switch params.yaml to this preset first.")
 @click.option("--data", type=click.Path(path_type=Path), envvar="DEEPMOJI_DATA", help="Data folder of that preset.")
 @click.option("--promote/--no-promote", default=True, show_default=True, help="End with the release gate.")
-@click.pass_obj
-def pipeline(root: Path, preset: str | None, data: Path | None, promote: bool) -> None:
+@click.pass_context
+def pipeline(context: click.Context, preset: str | None, data: Path | None, promote: bool) -> None:
     """The whole road, from raw text to a promoted model."""
+    root: Path = context.obj
     started = time.monotonic()
-    if preset is not None:
-        use_preset(root, preset, data if preset != "sample" else None)
-    params = load_params(root / "params.yaml")
-    if params.data == "data" and not (root / "data").exists():
-        from deepmoji.sample import write_sample
-
-        click.echo("data/ is not there: writing the built-in synthetic sample", err=True)
-        write_sample(root / "data")
+    if preset in (None, "sample") and context.get_parameter_source("data") is click.core.ParameterSource.COMMANDLINE:
+        raise UsageError(
+            f"--data {data} is for a preset of real data: name one too (laptop), or set data in params.yaml."
+        )
+    with one_run(root):  # which reads what is changed here
+        if preset is not None:
+            use_preset(root, preset, data if preset != "sample" else None)
+        params = load_params(root / "params.yaml")
+        if params.data == "data" and not (root / "data").exists():
+            write_data(root)
     # It gets ready while Prefect does, unless that runs already.
     with warm(ahead="PREFECT_API_URL" not in os.environ):
         from flows.pipeline import pipeline as pipeline_flow
@@ -49,6 +53,17 @@ def pipeline(root: Path, preset: str | None, data: Path | None, promote: bool) -
         with asking_prefect():
             results = pipeline_flow(str(root), params.preset, promote)
     click.echo(last_screen(root, results, time.monotonic() - started))
+
+
+def write_data(root: Path) -> None:
+    """The sample, unless data.dvc says that data/ is something else. UsageError then."""
+    from deepmoji.sample import MD5, write_sample
+
+    pointer = root / "data.dvc"
+    if pointer.is_file() and MD5 not in pointer.read_text(encoding="utf-8"):
+        raise UsageError("data/ is not there, and data.dvc names data of your own: fetch it with `dvc pull`.")
+    click.echo("data/ is not there: writing the built-in synthetic sample", err=True)
+    write_sample(root / "data")
 
 
 @cli.command()
@@ -70,8 +85,11 @@ def benchmark(root: Path) -> None:
 @click.pass_obj
 def release(root: Path, approve: bool) -> None:
     """Register what artifacts/ holds, and promote it if it passes the gates."""
+    from flows.deployments import need_server
     from flows.release import release as release_flow
 
+    if approve:
+        need_server()  # the temporary one of this process would hear of no approval
     with asking_prefect():
         version = release_flow(str(root), approve)
     click.echo(version)

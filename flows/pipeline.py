@@ -203,8 +203,6 @@ def stage_numbers(root: Path, stage: str) -> dict[str, float]:
 
 def run_road(root: Path, stages: Sequence[str] = STAGES) -> list[StageResult]:
     """The stages in order; each publishes its numbers before the next begins. For a flow with `side_by_side`."""
-    with held(stage_lock(root), "A stage of a run that was killed"):
-        pass  # none is left over; from here on `one_run` keeps others away
     first = [stage for stage in stages if stage in ("ingest", "datasets")]
     with warm(), no_stage_left():
         futures = [run_stage.submit(root, stage) for stage in first]

@@ -29,13 +29,19 @@ def release(root: str | None = None, approval: bool = False) -> int:
     folder = project / "artifacts" / "pretrained"
     with run_of(project):
         tags = challenger_tags(project)
-        version = registry.find(project, "model_digest", tags["model_digest"])
+        numbers = release_numbers(project)
+        version = registry.find(project, "model_digest", tags["model_digest"], metrics=numbers)
         if version is None:
-            version = registry.register(project, folder, tags=tags, metrics=release_numbers(project))
+            version = registry.register(project, folder, tags=tags, metrics=numbers)
             logger.info(f"Registered deepmoji version {version}")
     if registry.champion(project) == version:
         logger.info(f"deepmoji version {version} is the champion already")
         return version
+    if not approval and registry.was_rolled_back(project, version):
+        raise RegistryError(
+            f"deepmoji version {version} was champion and was rolled back: train anew, or bring it back by hand with "
+            f"`deepmoji models promote {version}`."
+        )
     if approval:
         logger.info(f"deepmoji version {version} waits for approval: resume this flow run to promote it")
         pause_flow_run(timeout=24 * 3600, poll_interval=5)

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -135,6 +136,8 @@ def answer(connection: socket.socket) -> None:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BaseException:
+        traceback.print_exc()  # now: the caller is gone, and this process with it, once the code is sent
     finally:
         sys.stdout.flush()
         sys.stderr.flush()

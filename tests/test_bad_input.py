@@ -1,6 +1,7 @@
 """What users get wrong, through the commands that they type: one sentence, exit code 1 or 2, nothing half-written."""
 
 import ctypes
+import json
 import os
 import resource
 import shutil
@@ -9,15 +10,19 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 
-from deepmoji import baselines, config, model, schedules
+from deepmoji import baselines, config, model, registry, schedules
 from deepmoji.config import load_params
 from deepmoji.datasets import write_datasets
-from deepmoji.errors import UsageError
+from deepmoji.errors import DeepMojiError, UsageError
+from deepmoji.predictions import Predictions, write_predictions
 from deepmoji.sample import write_sample
+from deepmoji.stages import Project, finetune_own
 from tests.conftest import ROOT
 from tests.tiny import tiny_model
 
@@ -142,12 +147,66 @@ def test_a_name_that_cannot_be_registered_is_refused_before_the_work(project: Pa
     assert not (project / "models").exists()
 
 
+@pytest.mark.parametrize("name", [".", ".."])
+def test_a_name_that_is_another_folder_is_refused_before_the_work(project: Path, name: str) -> None:
+    with pytest.raises(UsageError, match=f"The name '{name}' is not usable"):
+        own_table(project, name=name)
+    assert not (project / "models").exists()
+
+
+def test_a_report_that_cannot_be_made_costs_no_model(project: Path) -> None:
+    """Beside the new model lies one of an older version of the table."""
+    older = project / "models" / "mine" / "finetuned" / "mine" / "full"
+    older.mkdir(parents=True)
+    facts = {"max_length": 10, "truncated": {}, "new_words": 0, "class_average": False, "pretrained": {}}
+    (older / "results.json").write_text(json.dumps(facts | {"seeds": [{"test": {}}]}))
+    ids = np.zeros(1, np.int64)
+    write_predictions(older / "predictions.parquet", [Predictions(1, ids, ids, ids, np.ones((1, 2), np.float32))])
+    with pytest.raises(DeepMojiError, match=r"registered as models:/deepmoji-mine/1, but .* of full ") as caught:
+        own_table(project, name="mine")
+    assert "\n" not in str(caught.value)
+    (version,) = registry.list_models(project)
+    assert version["name"] == "deepmoji-mine"
+    assert version["mean"] == version["macro_f1"] and version["std"] == 0.0
+    shutil.rmtree(older)
+    numbers = own_table(project, name="mine")
+    assert numbers["version"] == 2
+    assert numbers["scores"]["mine"]["last"]["mean"] == pytest.approx(version["mean"], abs=1e-5)
+
+
+def own_table(project: Path, *, name: str) -> dict[str, Any]:
+    """Fine-tune a tiny model on a small table."""
+    change(project, finetune={"seeds": [1], "epochs": 1}, benchmark={"baselines": ["majority"], "bootstrap": 10})
+    rows = "".join(f"{'love' if n % 2 else 'hate'} this {n},{'good' if n % 2 else 'bad'}\n" for n in range(40))
+    (project / "mine.csv").write_text(f"text,label\n{rows}")
+    return finetune_own(
+        Project(project), project / "mine.csv", text_column="text", label_column="label", split="50/25/25",
+        method="last", model=str(tiny_model(project / "model")), name=name, out=None,
+    )  # fmt: skip
+
+
 def test_mlflow_away_is_one_readable_line(project: Path) -> None:
     uri = f"http://127.0.0.1:{closed_port()}"
     done = run(project, "deepmoji.cli", "models", "list", MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert f"MLflow at {uri} could not list the models ([Errno 111] Connection refused)" in done.stderr
+
+
+@pytest.mark.parametrize("preset", [(), ("--preset", "sample")])
+def test_a_data_folder_that_nothing_would_read_is_refused(project: Path, preset: tuple[str, ...]) -> None:
+    done = run(project, "flows", "pipeline", *preset, "--data", "elsewhere")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "elsewhere" in done.stderr and "laptop" in done.stderr
+    assert not (project / "data").exists()
+
+
+def test_the_sample_takes_no_place_of_own_data(project: Path) -> None:
+    (project / "data.dvc").write_text("outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  path: data\n")
+    done = run(project, "flows", "pipeline")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "dvc pull" in done.stderr
+    assert not (project / "data").exists()
 
 
 def test_prefect_away_is_one_readable_line(project: Path) -> None:

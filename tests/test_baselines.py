@@ -83,6 +83,7 @@ def test_networks_learn_the_telling_words(name: str, task: str, classes: int, me
     judged = run_baseline(name, dataset, 1)
     assert judged.test[metric] > majority(dataset).test[metric] + 0.1
     assert judged.predictions.probabilities.shape == (60, classes)
+    assert judged.facts["truncated"]["test"] == {"texts": 0, "of": 60}
 
 
 def test_a_class_without_training_rows_gets_no_probability() -> None:

@@ -2,6 +2,9 @@
 
 import csv
 import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,13 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from deepmoji import stages
+from deepmoji.baselines import BASELINES
 from deepmoji.benchmark import Entry, benchmark, compare
-from deepmoji.datasets import Dataset, save_dataset
+from deepmoji.datasets import CATALOG, Dataset, save_dataset
 from deepmoji.errors import InputError, UsageError
 from deepmoji.metrics import metrics_for, score
-from deepmoji.predictions import Predictions, judge, read_predictions, rescore, write_predictions
+from deepmoji.predictions import Judged, Predictions, judge, read_predictions, rescore, write_predictions
 
 CLASSES = ("fear", "joy", "anger")
 SETTINGS: dict[str, Any] = {"baselines": ["majority", "tfidf"], "bootstrap": 200, "seed": 1}
@@ -208,6 +213,104 @@ def test_published_figures_of_others_stand_beside_ours(tmp_path: Path) -> None:
     assert "0.660 |" in text
 
 
+def test_what_this_project_measured_is_not_called_published(tmp_path: Path) -> None:
+    dataset = make_dataset("SS-Twitter", "binary", "accuracy")
+    save_dataset(dataset, tmp_path / "datasets" / "SS-Twitter.parquet")
+    write_finetuned(tmp_path / "finetuned", dataset, "last", 0.8)
+    benchmark(tmp_path / "datasets", tmp_path / "finetuned", tmp_path / "out", **{**SETTINGS, "baselines": []})
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    for name, figure in CATALOG["SS-Twitter"].peers.items():
+        (line,) = [line for line in text.splitlines() if name in line]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells == [f"measured before: {name}", f"{figure:.3f}", "", "", "", "", ""]
+    assert "| published: 2017 best " in text
+
+
+def test_methods_that_are_no_longer_wanted_leave_the_table(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    wanted = ["chain-thaw", "last", "full"]
+    numbers = benchmark(*folders, tmp_path / "out", **SETTINGS, methods=wanted)
+    assert list(numbers["toy"]) == ["majority", "tfidf", "last", "chain-thaw"]
+    content = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    missing = [(gap["dataset"], gap["method"]) for gap in content["missing"]]
+    assert missing == [("other", "last"), ("other", "full"), ("toy", "full")]
+    with pytest.raises(InputError, match="no fine-tuned model by full"):
+        benchmark(*folders, tmp_path / "out", **SETTINGS, methods=["full"])
+
+
+def test_the_stage_compares_the_methods_of_params(
+    folders: tuple[Path, Path], project_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: dict[str, Any] = {}
+
+    def fake(*folders: Path, **options: Any) -> dict[str, Any]:
+        given.update(options)
+        return {}
+
+    class Run:
+        def metrics(self, *_: object) -> None: ...
+
+        def artifacts(self, *_: object) -> None: ...
+
+    @contextmanager
+    def stage_run(*_: object) -> Iterator[Run]:
+        yield Run()
+
+    monkeypatch.setattr("deepmoji.benchmark.benchmark", fake)
+    monkeypatch.setattr(stages, "stage_run", stage_run)
+    monkeypatch.setattr(stages, "_report_baselines", lambda *_: None)
+    shutil.copy(project_root / "params.yaml", tmp_path / "params.yaml")
+    project = stages.Project(tmp_path)
+    stages.benchmark(project)
+    assert given["methods"] == project.params.finetune.methods
+    assert given["seeds"] == project.params.finetune.seeds
+
+
+def test_a_row_that_saw_test_labels_is_marked_and_never_the_best(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def knows_it_all(dataset: Dataset, seed: int) -> Judged:
+        eye = np.eye(len(dataset.classes))
+        return judge(dataset, seed, *(eye[dataset.labels[dataset.splits == split]] for split in ("val", "test")))
+
+    monkeypatch.setitem(BASELINES, "badjatiya-leaky", knows_it_all)
+    benchmark(*folders, tmp_path / "out", **{**SETTINGS, "baselines": ["majority", "badjatiya-leaky"]})
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    assert "Not a result: badjatiya-leaky (saw test labels)" in text
+    assert text.count("badjatiya-leaky") == text.count("badjatiya-leaky (saw test labels)")
+    assert "**1.000**" not in text
+    content = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    (best,) = {row["mean"] for row in content["datasets"]["toy"]["rows"] if row["method"] == "chain-thaw"}
+    assert f"**{best:.3f}**" in text
+    write_finetuned(folders[1], make_dataset(), "full", 1.0)
+    benchmark(*folders, tmp_path / "out", **{**SETTINGS, "baselines": ["badjatiya-leaky"]})
+    lines = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").splitlines()
+    assert [line for line in lines if line.startswith("| badjatiya-leaky") and "**" in line] == []
+    assert [line for line in lines if line.startswith("| full") and "**1.000**" in line]
+    benchmark(*folders, tmp_path / "out", **SETTINGS)
+    assert "saw test labels" not in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
+def test_baselines_that_start_at_random_run_every_seed(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def guess(dataset: Dataset, seed: int) -> Judged:
+        rng = np.random.default_rng(seed)
+        size = len(dataset.classes)
+        judged = judge(dataset, seed, *(rng.random((int((dataset.splits == s).sum()), size)) for s in ("val", "test")))
+        cut = {"max_length": 30, "truncated": {"test": {"texts": 2, "of": 9}}}
+        return replace(judged, facts=cut)
+
+    monkeypatch.setitem(BASELINES, "lstm", guess)
+    settings = {**SETTINGS, "baselines": ["majority", "lstm"]}
+    numbers = benchmark(*folders, tmp_path / "out", **settings, seeds=[4, 5, 6])
+    content = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    seeds = {row["method"]: row["seeds"] for row in content["datasets"]["toy"]["rows"]}
+    assert seeds["majority"] == [1]
+    assert seeds["lstm"] == [4, 5, 6]
+    assert numbers["toy"]["lstm"]["std"] > 0
+    assert "lstm: 2 of 9 texts cut at 30 tokens." in (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+
+
 def test_tables_of_the_report_are_rectangular(folders: tuple[Path, Path], tmp_path: Path) -> None:
     benchmark(*folders, tmp_path / "out", **SETTINGS)
     tables = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").split("\n\n")
@@ -294,3 +397,19 @@ def test_judging_takes_thresholds_from_validation_rows() -> None:
     assert judged.thresholds == pytest.approx([0.15], abs=0.02)
     assert judged.test["f1"] == judged.validation["f1"] == 1
     assert rescore(judged.predictions, "f1", 2) == judged.test["f1"]
+
+
+def test_a_threshold_for_f1_decides_f1_alone() -> None:
+    """As published, accuracy is that of the more probable class, whatever is best for F1."""
+    dataset = make_dataset(task="binary", metric="f1")
+    rng = np.random.default_rng(3)
+    second = np.clip(dataset.labels * 0.15 + rng.random(len(dataset.labels)) * 0.6, 0, 1)
+    given = {split: np.stack([1 - second, second], axis=1)[dataset.splits == split] for split in ("val", "test")}
+    judged = judge(dataset, 1, given["val"], given["test"])
+    truth = judged.predictions.truth
+    probable = given["test"].argmax(axis=1)
+    assert not np.array_equal(judged.predictions.decisions, probable)
+    assert judged.test["f1"] == score("f1", truth, judged.predictions.decisions) > score("f1", truth, probable)
+    for name in set(metrics_for("binary")) - {"f1"}:
+        assert judged.test[name] == score(name, truth, probable), name
+    assert judged.test["accuracy"] > score("accuracy", truth, judged.predictions.decisions)

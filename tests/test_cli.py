@@ -1,5 +1,6 @@
 """The command line: answers on stdout, mistakes as one sentence with the promised exit code."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from deepmoji import cli
 from deepmoji.errors import InputError, ServiceError, UsageError
+from tests.tiny import tiny_model
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -39,6 +41,27 @@ def test_predict_without_that_folder(tmp_path: Path) -> None:
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
     assert str(tmp_path / "none") in done.stderr
+
+
+def predict(model: Path, arguments: tuple[bytes, ...] = (), given: bytes = b"") -> tuple[int, list[str], str]:
+    """Exit code, the texts that were answered, and what the user is told."""
+    command = [sys.executable, "-m", "deepmoji.cli", "predict", "--model", str(model), "--format", "json"]
+    done = subprocess.run([*command, *arguments], input=given, capture_output=True, timeout=120)
+    texts = [json.loads(line)["text"] for line in done.stdout.splitlines()]
+    return done.returncode, texts, done.stderr.decode()
+
+
+def test_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
+    """Set aside among the lines of standard input, as in a file; answered as an argument."""
+    model = tiny_model(tmp_path / "model")
+    code, texts, told = predict(model, given="\ufefflove\r\ncaf\udce9\nhate ♥\u2028".encode(errors="surrogateescape"))
+    assert (code, texts) == (0, ["love", "hate ♥\u2028"])
+    assert "set aside: standard input, line 2: is not UTF-8\n" in told
+    code, texts, told = predict(model, given=b"caf\xe9\n")
+    assert (code, texts) == (1, [])
+    assert "Traceback" not in told
+    assert told.splitlines()[-1].startswith("error: Standard input has no line that can be read")
+    assert predict(model, (b"caf\xe9",))[:2] == (0, ["caf\udce9"])
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from deepmoji.config import find_project, load_params, use_preset
+from deepmoji.datasets import CATALOG
 from deepmoji.errors import UsageError
 
 
@@ -85,6 +86,11 @@ def test_truth_values_are_no_numbers(project: Path) -> None:
     change(project, "pretrain", epochs=True)
     with pytest.raises(UsageError, match=r"pretrain\.epochs"):
         load_params(project / "params.yaml")
+
+
+def test_the_table_has_every_real_set(project_root: Path) -> None:
+    names = load_params(project_root / "presets" / "table.yaml").datasets.names
+    assert sorted(names) == sorted(name for name in CATALOG if not name.startswith("sample-"))
 
 
 def test_unknown_preset_lists_the_known(project: Path) -> None:

@@ -390,6 +390,33 @@ def test_split_by_column(tmp_path: Path) -> None:
         dataset_from_table(path, "tweet", "mood", "part", seed=1)
 
 
+@pytest.mark.parametrize(
+    ("moods", "says"),
+    [
+        ({"train": "x", "val": "xy", "test": "xy"}, "no train row in the column 'part' for 1 of 2 .*'y'"),
+        ({"train": "xy", "val": "xyz", "test": "xyz"}, "1 of 3 classes, such as 'z'"),
+        ({"train": "xy", "val": "y", "test": "xy"}, "val rows of one class only in the column 'part'"),
+    ],
+)
+def test_a_split_column_that_cannot_teach(tmp_path: Path, moods: dict[str, str], says: str) -> None:
+    rows = [(f"{part} {n}", mood[n % len(mood)], part) for part, mood in moods.items() for n in range(12)]
+    with pytest.raises(InputError, match=says) as caught:
+        dataset_from_table(put_csv(tmp_path / "mine.csv", list(rows), "tweet,mood,part"), "tweet", "mood", "part", 1)
+    assert "\n" not in str(caught.value)
+
+
+def test_classes_that_a_split_column_cannot_judge_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    moods = {"train": "xyz", "val": "xy", "test": "yz"}
+    rows = [(f"{part} {n}", mood[n % len(mood)], part) for part, mood in moods.items() for n in range(12)]
+    path = put_csv(tmp_path / "mine.csv", list(rows), "tweet,mood,part")
+    assert dataset_from_table(path, "tweet", "mood", "part", seed=1).classes == ("x", "y", "z")
+    assert "val has no row of the classes z" in caplog.text
+    assert "test has no row of the classes x" in caplog.text
+    # With several labels a row, each class is a question of its own.
+    put_csv(path, [(text, "x" if part == "val" else f"{mood}|x", part) for text, mood, part in rows], "tweet,mood,part")
+    assert dataset_from_table(path, "tweet", "mood", "part", seed=1).task == "multilabel"
+
+
 def test_numbers_are_class_names_in_their_order(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"t": [f"x {n}" for n in range(60)], "y": [n % 12 for n in range(60)]}), tmp_path / "a.parquet"
@@ -411,6 +438,18 @@ def test_bad_rows_are_set_aside_and_counted(tmp_path: Path, caplog: pytest.LogCa
     caplog.clear()
     assert len(dataset_from_table(tmp_path / "mine.jsonl", "tweet", "mood", "70/10/20", seed=1).texts) == 30
     assert "1 with empty label, 1 with empty text, 2 with no JSON object" in caplog.text
+
+
+def test_halves_of_surrogate_pairs_are_set_aside(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    good = "".join(json.dumps({"tweet": f"text {n} \U0001f602", "mood": f"c{n % 2}"}) + "\n" for n in range(30))
+    (tmp_path / "mine.jsonl").write_text(
+        good + '{"tweet": "cut \\ud83d", "mood": "c1"}\n{"tweet": "x", "mood": "c\\ude02"}\n'
+    )
+    dataset = dataset_from_table(tmp_path / "mine.jsonl", "tweet", "mood", "70/10/20", seed=1)
+    assert (len(dataset.texts), dataset.classes) == (30, ("c0", "c1"))
+    assert "2 with half of a surrogate pair" in caplog.text
+    save_dataset(dataset, tmp_path / "out.parquet")
+    assert same(load_dataset(tmp_path / "out.parquet"), dataset)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Data and its versions: a file added, the way back, experiments, and sets from another repository. DVC is real."""
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -8,7 +9,10 @@ import pytest
 import yaml
 
 from deepmoji import tracking
-from tests.conftest import run_in, write_tiny_project
+from deepmoji.errors import UsageError
+from deepmoji.intake import place_of
+from deepmoji.stages import Project
+from tests.conftest import ROOT, run_in, write_tiny_project
 
 COMMIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qam")
 # The road's first stage as it is, and a stand-in for training: the way back does not ask what a model is.
@@ -100,6 +104,30 @@ def test_a_file_that_cannot_be_added_changes_nothing(
     sentence = done.stderr.strip().splitlines()[-1]
     assert sentence.startswith("error: ") and complaint in sentence, done.stderr
     assert ((project / "data.dvc").read_bytes(), content(project)) == before
+
+
+@pytest.mark.parametrize(
+    ("source", "says"),
+    [
+        (".", "holds the project's own tweets"),
+        ("data", "holds the project's own tweets"),
+        ("data/tweets", "holds the project's own tweets"),
+        ("link", "holds the project's own tweets"),
+        ("data/tweets/old", "the same data already"),
+        ("data/tweets/old/first.txt", "is in .*tweets already"),
+    ],
+)
+def test_the_tweets_are_not_added_to_themselves(
+    source: str, says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy2(ROOT / "params.yaml", tmp_path)
+    (tmp_path / "data" / "tweets" / "old").mkdir(parents=True)
+    (tmp_path / "data" / "tweets" / "old" / "first.txt").write_text(NEW)
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=says) as caught:
+        place_of(Project(tmp_path), Path(source))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("where", [(), ("--temp",)])

@@ -18,6 +18,7 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from deepmoji import sample
 from deepmoji.cli import cli
 from deepmoji.config import Params, load_params
 
@@ -147,6 +148,11 @@ def test_layout(project_root: Path) -> None:
     assert [name for name in [*wanted.split(), "LICENSE", "params.yaml"] if not (project_root / name).exists()] == []
 
 
+def test_the_sample_is_known_by_the_name_that_data_dvc_has_for_it(project_root: Path) -> None:
+    (out,) = yaml.safe_load((project_root / "data.dvc").read_text())["outs"]
+    assert out["md5"] == sample.MD5
+
+
 def test_the_flow_runs_every_stage_in_order(project_root: Path) -> None:
     from flows.pipeline import STAGES
 
@@ -227,10 +233,12 @@ def test_stage_options_are_the_section_of_their_stage(project_root: Path) -> Non
     }
     for stage, function in functions.items():
         names = {p.name for p in inspect.signature(function).parameters.values() if p.kind is p.KEYWORD_ONLY}
+        if stage == "benchmark":
+            names -= {"methods", "seeds"}  # of the section finetune
         assert names - given == set(params.section(stage)) - {"tweets", "methods", "max_unknown_share"}, stage
 
 
-@pytest.mark.parametrize("preset", ["sample", "laptop", "paper"])
+@pytest.mark.parametrize("preset", ["sample", "laptop", "starter", "paper", "table"])
 def test_presets_are_whole(preset: str, project_root: Path) -> None:
     params = load_params(project_root / "presets" / f"{preset}.yaml")
     assert isinstance(params, Params)

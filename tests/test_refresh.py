@@ -190,6 +190,17 @@ def test_a_version_that_was_promoted_while_a_person_thought_is_no_failure(
 
 
 @pytest.mark.usefixtures("server")
+def test_a_champion_that_was_rolled_back_does_not_come_back_by_itself(project: Path) -> None:
+    from flows import release
+
+    bad = release.release(str(project))
+    good = registry.rollback(project)
+    with pytest.raises(RegistryError, match=f"was rolled back.*deepmoji models promote {bad}"):
+        release.release(str(project))
+    assert registry.champion(project) == good
+
+
+@pytest.mark.usefixtures("server")
 @pytest.mark.parametrize("how", ["nobody listens", "no such block", "no notification"])
 def test_a_notification_that_fails_is_a_line_in_the_log(
     how: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -239,6 +239,31 @@ def test_versions_are_listed_shown_and_compared(shelf: Shelf) -> None:
         registry.show(shelf.root, 9, shelf.name)
 
 
+def test_a_version_with_other_numbers_or_facts_that_are_known_by_now_is_not_taken_again(
+    shelf: Shelf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shelf.add(TAGS | {"model_digest": "x", "git_commit": "unknown"}, top5=0.3)
+    commit = {"git_commit": "unknown"}
+    monkeypatch.setattr(registry, "provenance", lambda _: commit)
+
+    def find(**numbers: float) -> int | None:
+        return registry.find(shelf.root, "model_digest", "x", shelf.name, metrics=numbers)
+
+    assert find(top5=0.3) == 1
+    assert find(top5=0.4) is find(top5=0.3, transfer_gain=0.1) is None
+    commit["git_commit"] = "c1"
+    assert find(top5=0.3) is None, "it would be refused for its unknown commit for ever"
+
+
+def test_a_version_is_known_as_rolled_back_until_it_is_promoted_again(shelf: Shelf) -> None:
+    for _ in range(2):
+        shelf.promote(shelf.add(top5=0.3))
+    registry.rollback(shelf.root, shelf.name)
+    assert [registry.was_rolled_back(shelf.root, version, shelf.name) for version in (1, 2)] == [False, True]
+    shelf.promote(2)
+    assert not registry.was_rolled_back(shelf.root, 2, shelf.name)
+
+
 def test_what_is_not_there_is_one_sentence(root: Path, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="run the pipeline first"):
         registry.champion(tmp_path)

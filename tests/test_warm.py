@@ -94,6 +94,15 @@ def test_a_command_that_is_killed_is_no_success(path: str, tmp_path: Path) -> No
     assert b"was killed" in error
 
 
+def test_a_command_that_fails_unforeseen_leaves_its_traceback(path: str, tmp_path: Path) -> None:
+    (tmp_path / "deepmoji").mkdir()
+    (tmp_path / "deepmoji" / "__init__.py").touch()
+    (tmp_path / "deepmoji" / "cli.py").write_text("def main(arguments):\n    raise ValueError('nobody foresaw it')\n")
+    done = ask(path, "ingest", folder=tmp_path, PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "ValueError: nobody foresaw it" in done.stderr
+
+
 def test_without_its_server_the_real_command_runs(path: str, tmp_path: Path) -> None:
     done = ask(path, "--version", folder=tmp_path, **{SOCKET: str(Path(path.split(os.pathsep)[0], "absent"))})
     assert done.returncode == 0 and done.stdout.startswith("deepmoji"), done.stderr
