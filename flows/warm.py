@@ -121,6 +121,9 @@ def answer(connection: socket.socket) -> None:
     for place, file in enumerate(files):
         os.dup2(file, place)
         os.close(file)
+    # Made anew: those of the server believe in its own files, which may be of another kind.
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
     os.chdir(request["folder"])
     sys.path[:] = search_path(sys.path, os.environ.get("PYTHONPATH", ""), request["environment"].get("PYTHONPATH", ""))
     os.environ.clear()
