@@ -112,14 +112,14 @@ def stage(name: str, folder: Path, workers: int, prefect: bool) -> None:
                 folder / "corpus", folder / "tokens", vocabulary_size=50_000, min_count=2, max_length=30, **how
             )
 
-    if not prefect:
-        return work(workers=workers)
-    from prefect import flow
+    if prefect:
+        from prefect import flow
 
-    from flows.shards import map_shards, task_runner
+        from flows.shards import map_shards, task_runner
 
-    flow(task_runner=task_runner("processes", workers), validate_parameters=False)(work)(map_shards=map_shards)
-    return None
+        flow(task_runner=task_runner("processes", workers), validate_parameters=False)(work)(map_shards=map_shards)
+    else:
+        work(workers=workers)
 
 
 def main() -> None:

@@ -38,13 +38,9 @@ def last_screen(root: Path, results: Sequence["StageResult"], seconds: float) ->
 
 def benchmark_screen(root: Path, results: Sequence["StageResult"], seconds: float) -> str:
     """What `benchmark` ends with."""
-    lines = [
-        *stage_table(results, seconds),
-        "",
-        *benchmark_table(root / "artifacts" / "metrics" / "benchmark.json"),
-        "",
-    ]
-    return "\n".join([*lines, f"The report is {root / 'artifacts' / 'benchmark' / 'report.md'}"])
+    scores = benchmark_table(root / "artifacts" / "metrics" / "benchmark.json")
+    report = root / "artifacts" / "benchmark" / "report.md"
+    return "\n".join([*stage_table(results, seconds), "", *scores, "", f"The report is {report}"])
 
 
 def stage_table(results: Sequence["StageResult"], seconds: float) -> list[str]:

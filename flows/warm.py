@@ -139,7 +139,7 @@ def answer(connection: socket.socket) -> None:
         code = 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except BaseException:
+    except Exception:
         traceback.print_exc()  # now: the caller is gone, and this process with it, once the code is sent
     finally:
         sys.stdout.flush()
