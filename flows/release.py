@@ -29,6 +29,12 @@ def release(root: str | None = None, approval: bool = False) -> int:
     folder = project / "artifacts" / "pretrained"
     with run_of(project):
         tags = challenger_tags(project)
+        known = registry.find(project, "model_digest", tags["model_digest"])
+        if known is not None and not approval and registry.was_rolled_back(project, known):
+            raise RegistryError(
+                f"deepmoji version {known} was champion and was rolled back: train anew, or bring it back by hand with "
+                f"`deepmoji models promote {known}`."
+            )
         numbers = release_numbers(project)
         version = registry.find(project, "model_digest", tags["model_digest"], metrics=numbers)
         if version is None:
@@ -37,11 +43,6 @@ def release(root: str | None = None, approval: bool = False) -> int:
     if registry.champion(project) == version:
         logger.info(f"deepmoji version {version} is the champion already")
         return version
-    if not approval and registry.was_rolled_back(project, version):
-        raise RegistryError(
-            f"deepmoji version {version} was champion and was rolled back: train anew, or bring it back by hand with "
-            f"`deepmoji models promote {version}`."
-        )
     if approval:
         logger.info(f"deepmoji version {version} waits for approval: resume this flow run to promote it")
         pause_flow_run(timeout=24 * 3600, poll_interval=5)
