@@ -17,6 +17,8 @@ def finetuned_card(results: Mapping[str, Any], judged: Judged) -> str:
         if thresholds
         else "The most probable class is taken."
     )
+    if judged.offsets and any(judged.offsets):
+        decision += " Rare classes were made more probable first, by as much as served the metric on validation texts."
     seeds = [run["seed"] for run in results["seeds"]]
     lines = [
         f"# {results['dataset']} by {results['method']}",

@@ -100,6 +100,7 @@ class PhaseParams(Section):
     train: Annotated[list[Literal["all", "embedding", "lstm0", "lstm1", "attention", "output"]], Field(min_length=1)]
     solve: bool = False
     learning_rate: Rate | None = None
+    decay: bool = False
     epochs: Count | None = None
     patience: Count | None = None
     epoch_size: Count | None = None

@@ -25,7 +25,8 @@ NUMBERS = ("top1", "top5", "loss")
 def evaluate(model: Model | Path, corpus: Path) -> dict[str, Any]:
     """top1, top5, loss (every label the same weight), `rows` with them over the texts as they come, and `sources`.
 
-    `sources` holds the same numbers and the count of examples for each source of the corpus. InputError: not a
+    Both as pretraining measures them, under the mix of labels that each asks about, where the model knows the one
+    that it was trained on. `sources` holds the same numbers and the count of examples for each source of the corpus. InputError: not a
     corpus; UsageError: the corpus has labels that the model does not know.
     """
     if isinstance(model, Path):
@@ -38,11 +39,12 @@ def evaluate(model: Model | Path, corpus: Path) -> dict[str, Any]:
         raise InputError(f"{corpus} has no test texts: run ingest with more rows.")
     rows = table.combine_chunks()
     owners, targets = _examples(rows["labels"].combine_chunks(), [model.labels.index(name) for name in names])
+    mixes = model.metrics.get("mixes")  # models that were not pretrained here do not know theirs
     logits = np.log(model.probabilities(rows["text"].to_pylist()) + np.float32(1e-30))
     sources = np.asarray(rows["source"].to_pylist())[owners]
-    return _numbers(logits[owners], targets, model.labels) | {
+    return _numbers(logits[owners], targets, model.labels, mixes) | {
         "sources": {
-            str(source): _numbers(logits[owners[sources == source]], targets[sources == source], model.labels)
+            str(source): _numbers(logits[owners[sources == source]], targets[sources == source], model.labels, mixes)
             for source in np.unique(sources)
         }
     }
@@ -81,6 +83,11 @@ def _examples(labels: pa.ListArray, places: Sequence[int]) -> tuple[NDArray[np.i
     return owners, np.array(places, dtype=np.int64)[pc.list_flatten(labels).to_numpy()]
 
 
-def _numbers(logits: NDArray[np.float32], targets: NDArray[np.int64], labels: Sequence[str]) -> dict[str, Any]:
-    measured = measure(logits, targets, labels)
+def _numbers(
+    logits: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    labels: Sequence[str],
+    mixes: Mapping[str, Sequence[float]] | None,
+) -> dict[str, Any]:
+    measured = measure(logits, targets, labels, mixes)
     return {name: measured[name] for name in (*NUMBERS, "rows")} | {"examples": len(targets)}

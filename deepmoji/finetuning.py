@@ -161,6 +161,8 @@ def finetune(
         "mean": {split: _over_seeds(runs, split, np.mean) for split in ("validation", "test")},
         "std": {split: _over_seeds(runs, split, _spread) for split in ("validation", "test")},
     }
+    if best[3].offsets is not None:
+        add_offsets(best[2], best[3].offsets)
     _write(out, dataset, prepared, best[2], best[3], results)
     write_predictions(out / "predictions.parquet", predictions)
     beside = out / "results.json.tmp"
@@ -318,6 +320,13 @@ def sampling_weights(targets: NDArray[Any], classes: int, balance: float) -> NDA
     return weights * len(targets) / float(weights[targets].sum())
 
 
+def add_offsets(model: DeepMoji, offsets: Sequence[float]) -> None:
+    """Make the model answer as it was judged: offsets (C,) of the logits become part of the output layer, in place."""
+    added = torch.tensor(offsets, dtype=torch.float32)
+    with torch.no_grad():
+        model.output.bias += added[1:] - added[:1] if model.task == "binary" else added
+
+
 def predict(model: DeepMoji, examples: Examples) -> NDArray[np.float32]:
     """Probabilities (n, C) of texts in input order; (n, 2) for a binary model."""
     logits = torch.from_numpy(predict_logits(model, examples)).float()
@@ -352,7 +361,12 @@ def prefixed(report: Report | None, prefix: str) -> Report | None:
 
 
 def _figures(judged: Judged) -> dict[str, Any]:
-    return {"validation": judged.validation, "test": judged.test, "thresholds": judged.thresholds}
+    return {
+        "validation": judged.validation,
+        "test": judged.test,
+        "thresholds": judged.thresholds,
+        "offsets": judged.offsets,
+    }
 
 
 def _over_seeds(

@@ -100,7 +100,19 @@ class DeepMoji(nn.Module):
         return features, weights
 
     def _initialise(self) -> None:
-        """Keras' defaults, as the paper's code: uniform embedding, orthogonal recurrence, forget gate open."""
+        """Keras' defaults, as the paper's code: uniform embedding, orthogonal recurrence, forget gate open.
+
+        On one thread: more of them round the orthogonal matrices otherwise, and a training that was begun on other
+        cores would not know its own start again.
+        """
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            self._draw()
+        finally:
+            torch.set_num_threads(threads)
+
+    def _draw(self) -> None:
         nn.init.uniform_(self.embedding.weight, -0.5, 0.5)
         with torch.no_grad():
             self.embedding.weight[0].zero_()

@@ -20,6 +20,10 @@ from deepmoji.datasets import Dataset
 from deepmoji.errors import InputError
 from deepmoji.metrics import decide, indicator, metrics_for, score, scorer, tune_thresholds
 
+# Metrics to which a class of few rows counts as much as one of many; the most probable class is not the best answer.
+CLASSES_ALIKE = ("macro_f1", "macro_recall", "class_average_f1")
+POWERS = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the inverse share; 1 = as if all classes had been equally frequent
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -40,6 +44,7 @@ class Predictions:
 class Judged:
     """A run's figures: by metric on validation and test, the thresholds used (none: the most probable class).
 
+    offsets: (C,) what was added to the classes' logits, if anything was; `predictions` holds what came of it.
     facts: for the benchmark's table, such as how many texts were cut; empty where there is nothing to tell.
     """
 
@@ -47,6 +52,7 @@ class Judged:
     validation: dict[str, float]
     test: dict[str, float]
     thresholds: list[float] | None
+    offsets: list[float] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -71,6 +77,8 @@ def judge(
     Several labels a row, and F1 of two classes, get thresholds too; otherwise the most probable class is taken.
     A threshold for F1 of two classes is for F1 alone: the decisions kept and `f1` come from it, every other figure
     from the most probable class, as published accuracies do.
+    Where one class is taken and the metric weighs all classes alike, rare ones are first made more probable: by
+    their share of the training rows to a power that is chosen on the validation rows.
     """
     rows = {split: rows_of(dataset, split) for split in ("val", "test")}
     truth = {split: dataset.labels[rows[split]].astype(np.int64) for split in rows}
@@ -80,6 +88,10 @@ def judge(
     if several:
         truth = {split: indicator(values, classes) for split, values in truth.items()}
     limits: NDArray[np.float64] | None = None
+    offsets: NDArray[np.float64] | None = None
+    if not several and dataset.metric in CLASSES_ALIKE:
+        offsets = tune_offsets(dataset, truth["val"], given["val"])
+        given = {split: shifted(values, offsets) for split, values in given.items()}
     if several:
         limits = tune_thresholds(truth["val"], given["val"])
     elif dataset.metric == "f1":
@@ -100,7 +112,30 @@ def judge(
         validation=figures["val"],
         test=figures["test"],
         thresholds=None if limits is None else [round(float(limit), 2) for limit in limits],
+        offsets=None if offsets is None else offsets.tolist(),
     )
+
+
+def tune_offsets(dataset: Dataset, truth: NDArray[np.int64], probabilities: NDArray[np.float32]) -> NDArray[np.float64]:
+    """What to add to the logits (C,), from the validation rows' truth (n,) and probabilities (n, C).
+
+    -t log(share of the class among the training rows), for the t of POWERS with the best metric, the least of equals.
+    0 for a class without a training row.
+    """
+    counts = np.bincount(dataset.labels[rows_of(dataset, "train")], minlength=len(dataset.classes))
+    rarity = np.where(counts > 0, -np.log(np.maximum(counts, 1) / counts.sum()), 0.0)
+    reached = [
+        score(dataset.metric, truth, decide(shifted(probabilities, power * rarity), labels=False)) for power in POWERS
+    ]
+    offsets: NDArray[np.float64] = POWERS[int(np.argmax(reached))] * rarity
+    return offsets
+
+
+def shifted(probabilities: NDArray[np.float32], offsets: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Probabilities (n, C) after `offsets` (C,) were added to their logits."""
+    raised = probabilities * np.exp(offsets)
+    total = raised.sum(axis=1, keepdims=True)
+    return (raised / np.where(total > 0, total, 1)).astype(np.float32)
 
 
 def comparable(predictions: Predictions, metric: str, classes: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

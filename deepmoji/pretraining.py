@@ -6,7 +6,7 @@ torchrun --nproc-per-node 2 -m deepmoji pretrain     the same stage on more
 
 import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -64,10 +64,9 @@ def pretrain(
 ) -> dict[str, Any]:
     """Train on a token store and write a model folder with plots and insight.json to `out`; returns the metrics.
 
-    Top-1, top-5 and loss on the test split, where every label weighs the same, beside those of its rows as they
-    come; per label precision, recall and rows; the confusion matrix (true, predicted). Under torchrun the first
-    process writes; the others return {} when the training is done. `sentiment_ranking`: a CSV of emojis with
-    sentiment counts, against which the similarities are checked. TrainingError, InputError: see errors.
+    The metrics are those of `evaluate` on the test split, and more. Under torchrun the first process writes; the
+    others return {} when the training is done. `sentiment_ranking`: a CSV of emojis with sentiment counts, against
+    which the similarities are checked. TrainingError, InputError: see errors.
     """
     vocabulary = Vocabulary.load(tokens / "vocabulary.json")
     labels = load_labels(tokens / "labels.json").names
@@ -106,7 +105,9 @@ def pretrain(
     test = splits["test"]
     logits = predict_logits(model, test, precision=precision)[test.rows]
     history = result.phases[0]["history"]
-    metrics = evaluate(logits, test.targets, labels) | {
+    mixes = label_mixes(np.bincount(splits["train"].targets, minlength=len(labels)), balance)
+    metrics = evaluate(logits, test.targets, labels, mixes) | {
+        "mixes": mixes,
         "epochs": result.phases[0]["epochs"],
         "validation_loss": result.phases[0]["best_validation_loss"],
         "parameters": count_parameters(model),
@@ -152,39 +153,64 @@ def _load_split(folder: Path, vocabulary: Vocabulary) -> Examples:
     return examples
 
 
-def evaluate(logits: NDArray[np.float32], targets: NDArray[np.int64], labels: Sequence[str]) -> dict[str, Any]:
-    """Metrics of logits (P, C) against targets (P,); labels without a test example have recall null.
+def label_mixes(counts: NDArray[np.int64], balance: float) -> dict[str, list[float]]:
+    """Shares (C,) of the labels with `counts` training examples: `natural`, and `learned`, as `balance` draws them."""
+    shares = (counts + 1) / (counts + 1).sum()  # a label without an example has no logarithm
+    drawn = shares ** (1 - balance)
+    return {"natural": shares.tolist(), "learned": (drawn / drawn.sum()).tolist()}
 
-    `top1`, `top5`, `loss` weigh every label the same; `rows` holds them over the examples as they come.
+
+def evaluate(
+    logits: NDArray[np.float32],
+    targets: NDArray[np.int64],
+    labels: Sequence[str],
+    mixes: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """Metrics of logits (P, C) against targets (P,); labels without a test example have null per label.
+
+    `top1`, `top5`, `loss`, precision, recall and the confusion matrix (true, predicted) weigh every label the same;
+    `rows` holds the first three over the examples as they come. A model's logits hold the mix of labels that it was
+    trained on; with `mixes` (see `label_mixes`) each figure is that under the mix it asks about, by Bayes' rule,
+    and `as_trained` holds what comes without.
     """
     scores = torch.from_numpy(logits).double()
     truth = torch.tensor(np.array(targets))  # a copy: the store's memory map cannot be written
-    losses = torch.nn.functional.cross_entropy(scores, truth, reduction="none").numpy()
-    order = torch.argsort(scores, dim=1, descending=True, stable=True).numpy()
-    per_row = {
-        "top1": (order[:, :1] == targets[:, None]).any(1).astype(float),
-        "top5": (order[:, :5] == targets[:, None]).any(1).astype(float),
-        "loss": losses,
-    }
     counts = np.bincount(targets, minlength=len(labels))
-    weights = 1.0 / (counts[targets] * np.count_nonzero(counts))
+    even = 1.0 / (counts[targets] * np.count_nonzero(counts))
+    alike = np.full(len(targets), 1 / len(targets))
+    learned = None if mixes is None else torch.log(torch.tensor(mixes["learned"], dtype=torch.float64))
+    balanced = scores if learned is None else scores - learned
+    natural = scores if mixes is None or learned is None else balanced + torch.log(torch.tensor(mixes["natural"]))
+    predicted = balanced.argmax(1).numpy()
     confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
-    np.add.at(confusion, (targets, order[:, 0]), 1)
-    predicted = confusion.sum(0)
-    hits = confusion.diagonal()
+    np.add.at(confusion, (targets, predicted), 1)
+    recalled = confusion / np.maximum(counts, 1)[:, None]  # by true label, as if all had as many examples
+    claimed = recalled.sum(0)
+    plain = {"as_trained": {**_scores(scores, truth, even), "rows": _scores(scores, truth, alike)}}
     return {
-        **{name: float(values @ weights) for name, values in per_row.items()},
-        "rows": {name: float(values.mean()) for name, values in per_row.items()},
+        **_scores(balanced, truth, even),
+        "rows": _scores(natural, truth, alike),
+        **({} if mixes is None else plain),
         "per_label": {
             label: {
-                "precision": float(hits[i] / predicted[i]) if predicted[i] else None,
-                "recall": float(hits[i] / counts[i]) if counts[i] else None,
+                "precision": float(recalled[i, i] / claimed[i]) if claimed[i] and counts[i] else None,
+                "recall": float(recalled[i, i]) if counts[i] else None,
                 "examples": int(counts[i]),
             }
             for i, label in enumerate(labels)
         },
         "confusion": confusion.tolist(),
     }
+
+
+def _scores(scores: torch.Tensor, truth: torch.Tensor, weights: NDArray[np.float64]) -> dict[str, float]:
+    order = torch.argsort(scores, dim=1, descending=True, stable=True)
+    per_row = {
+        "top1": (order[:, 0] == truth).double(),
+        "top5": (order[:, :5] == truth[:, None]).any(1).double(),
+        "loss": torch.nn.functional.cross_entropy(scores, truth, reduction="none"),
+    }
+    return {name: float(values.numpy() @ weights) for name, values in per_row.items()}
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from deepmoji.model import LAYERS
 from deepmoji.training import Phase
 
 METHODS = ("new", "last", "full", "chain-thaw", "probe", "probe-thaw")
-PHASE_KEYS = ("train", "solve", "learning_rate", "epochs", "patience", "epoch_size")
+PHASE_KEYS = ("train", "solve", "learning_rate", "decay", "epochs", "patience", "epoch_size")
 
 
 def phases_for(
@@ -32,9 +32,9 @@ def phases_for(
     probe-thaw  the same, then the phases of chain-thaw after its first
 
     schedules: own methods by name, each a list of phases with the keys train (layers, or [all]) and optionally
-    learning_rate (or else `learning_rate` for the first phase and `finetune_rate` after it), epochs, patience and
-    epoch_size; a first phase of [output] may have `solve: true` instead. UsageError: an unknown method, layer or key,
-    with the list of those that exist.
+    learning_rate (or else `learning_rate` for the first phase and `finetune_rate` after it), decay (the rate falls in
+    a straight line to 0 over the phase's epochs), epochs, patience and epoch_size; a first phase of [output] may
+    have `solve: true` instead. UsageError: an unknown method, layer or key, with the list of those that exist.
     """
     taken = sorted(set(schedules) & set(METHODS))
     if taken:
@@ -53,6 +53,7 @@ def phases_for(
             epochs=_given(part, "epochs", epochs),
             patience=_given(part, "patience", patience),
             epoch_size=_given(part, "epoch_size", epoch_size),
+            decay=bool(part.get("decay")),
             solve=bool(part.get("solve")),
         )
         for number, part in enumerate(plan, start=1)

@@ -22,10 +22,11 @@ from deepmoji.finetuning import (
     finetune,
     frequent_unknown,
     phases_for,
+    predict,
     prepare,
 )
 from deepmoji.model import LAYERS, DeepMoji
-from deepmoji.predictions import read_predictions
+from deepmoji.predictions import judge, read_predictions, tune_offsets
 from deepmoji.text import tokenize
 from deepmoji.training import Phase, fit
 from deepmoji.vocabulary import Vocabulary, build_vocabulary
@@ -124,10 +125,12 @@ def test_the_rate_of_a_phase_is_the_rate_of_its_steps(pretrained: Path) -> None:
 
 
 def test_a_schedule_can_be_written_in_params() -> None:
-    schedules = {"mine": [{"train": ["output"], "epochs": 1}, {"train": ["lstm1", "attention"], "learning_rate": 0.5}]}
+    inner = {"train": ["lstm1", "attention"], "learning_rate": 0.5, "decay": True}
+    schedules = {"mine": [{"train": ["output"], "epochs": 1}, inner]}
     first, second = phases_for("mine", **{**PHASES, "schedules": schedules})
     assert (first.train, first.learning_rate, first.epochs, first.patience) == (("output",), 0.02, 1, 2)
     assert (second.train, second.learning_rate, second.epochs) == (("lstm1", "attention"), 0.5, 5)
+    assert (first.decay, second.decay) == (False, True)
     spelled_out = {"mine": [{"train": ["all"], "learning_rate": None, "epochs": None, "patience": None}]}
     (only,) = phases_for("mine", **{**PHASES, "schedules": spelled_out})
     assert (only.learning_rate, only.epochs, only.patience) == (0.02, 5, 2)
@@ -188,6 +191,41 @@ def test_the_kept_model_is_the_best_on_validation(pretrained: Path, tmp_path: Pa
     assert load_model(tmp_path / "out").metrics == {"validation": kept["validation"], "test": kept["test"]}
 
 
+@pytest.mark.parametrize(("task", "classes"), [("binary", 2), ("multiclass", 3)])
+def test_the_kept_model_answers_as_it_was_judged(
+    task: str, classes: int, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("deepmoji.predictions.POWERS", (1.0,))
+    dataset = make_dataset(task, classes, rows=200, metric="macro_f1")
+    splits = np.where((dataset.labels == 0) & (dataset.splits == "val"), "train", dataset.splits)
+    dataset = replace(dataset, splits=splits)
+    results = finetune(dataset, pretrained, tmp_path / "out", method="last", **SETTINGS)
+    offsets = results["seeds"][0]["offsets"]
+    assert min(offsets[1:]) > offsets[0] > 0  # the first class has more training rows
+    found, (run,) = load_model(tmp_path / "out"), read_predictions(tmp_path / "out" / "predictions.parquet")
+    given = predict(found.model, prepare(dataset, found.vocabulary, max_length=20, new_words=0).examples["test"])
+    assert given == pytest.approx(run.probabilities, abs=1e-5)
+    assert run.decisions.tolist() == given.argmax(axis=1).tolist()
+    plain = finetune(replace(dataset, metric="accuracy"), pretrained, tmp_path / "plain", method="last", **SETTINGS)
+    assert plain["seeds"][0]["offsets"] is None
+
+
+def test_rare_classes_gain_what_serves_the_metric_on_validation_rows() -> None:
+    """Eight training rows of one class, two of the other; the model follows these shares but for a hint."""
+    labels = np.array([0] * 8 + [1] * 2 + [0, 0, 1, 1] + [0, 1])
+    splits = np.array(["train"] * 10 + ["val"] * 4 + ["test"] * 2)
+    dataset = Dataset("toy", ["x"] * 16, labels, splits, ("a", "b"), "binary", "macro_f1", {})
+    hints = np.array([[0.9, 0.1], [0.85, 0.15], [0.7, 0.3], [0.6, 0.4]], dtype=np.float32)
+    offsets = tune_offsets(dataset, labels[10:14], hints)
+    # Log odds of the hints: 2.2, 1.7, 0.85, 0.41; those of the shares: 1.39, of which 0.75 is the least that does.
+    assert offsets == pytest.approx(0.75 * -np.log([0.8, 0.2]))
+    judged = judge(dataset, 1, hints, hints[[0, 3]])
+    assert judged.validation["macro_f1"] == judged.test["macro_f1"] == 1.0 and judged.thresholds is None
+    assert judge(replace(dataset, metric="accuracy"), 1, hints, hints[[0, 3]]).test["accuracy"] == 0.5
+    certain = np.array([[1, 0], [1, 0], [0, 1], [0, 1]], dtype=np.float32)
+    assert tune_offsets(dataset, labels[10:14], certain) == pytest.approx(0)
+
+
 def test_same_input_same_bytes(pretrained: Path, tmp_path: Path) -> None:
     state = torch.get_rng_state()
     for name in ("a", "b"):
@@ -225,7 +263,7 @@ def test_class_average_trains_a_model_per_class(task: str, metric: str, pretrain
     assert results["class_average"] is True
     assert predictions.decisions.shape == predictions.truth.shape == (12, 3)
     assert len(run["thresholds"]) == 3
-    assert set(run["one_model"]) == {"validation", "test", "thresholds"}
+    assert set(run["one_model"]) == {"validation", "test", "thresholds", "offsets"}
     assert run["test"][metric] > 0.8
     assert load_model(tmp_path / "out").model.output.out_features == 3
 

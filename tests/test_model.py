@@ -163,3 +163,18 @@ def test_arguments_out_of_range_are_refused(options: dict[str, object], word: st
     arguments: dict[str, object] = {"vocabulary_size": 50, "classes": 4, **options}
     with pytest.raises(UsageError, match=word):
         DeepMoji(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_seed_means_the_same_weights_on_any_number_of_threads() -> None:
+    def made(threads: int) -> dict[str, Tensor]:
+        torch.set_num_threads(threads)
+        torch.manual_seed(1)
+        return DeepMoji(50, 4, 16, 512).state_dict()
+
+    before = torch.get_num_threads()
+    try:
+        one, two = made(1), made(2)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(one[name], two[name]) for name in one)

@@ -18,7 +18,7 @@ import torch
 from deepmoji.checkpoints import STATE_FILE, load_model
 from deepmoji.errors import InputError, TrainingError
 from deepmoji.insight import describe, nearest_labels, read_sentiments, sentiment_agreement, similarities
-from deepmoji.pretraining import evaluate, pretrain
+from deepmoji.pretraining import evaluate, label_mixes, pretrain
 from deepmoji.tokens import write_store
 from deepmoji.vocabulary import SPECIALS, Vocabulary
 from tests.synthetic import WORDS, examples
@@ -103,6 +103,26 @@ def test_metrics_by_hand() -> None:
     assert metrics["per_label"]["c"] == {"precision": None, "recall": None, "examples": 0}
     uneven = evaluate(logits[:3], np.array([0, 1, 1]), ["a", "b", "c"])
     assert uneven["top1"] == 0.75 and uneven["rows"]["top1"] == pytest.approx(2 / 3)
+    # Of a as often as of b: b is claimed by half of b's texts and by none of a's; a by all of a's and half of b's.
+    assert uneven["per_label"]["a"]["precision"] == pytest.approx(1 / 1.5)
+    assert uneven["per_label"]["b"]["precision"] == 1.0
+
+
+def test_figures_are_those_under_the_mix_of_labels_that_they_ask_about() -> None:
+    """Two kinds of text, told apart a little; label a is nine times as frequent as b."""
+    mixes = label_mixes(np.array([899, 99]), 0.5)
+    assert mixes["natural"] == [0.9, 0.1] and mixes["learned"] == [pytest.approx(0.75), pytest.approx(0.25)]
+    # A text of the second kind is twice as likely with b; trained on 3 to 1 the model still answers a for it.
+    first, second = np.log([0.75 * 2, 0.25]), np.log([0.75, 0.25 * 2])
+    logits = np.array([first] * 6 + [second] * 3 + [first] + [second] * 2, dtype=np.float32)
+    targets = np.array([0] * 9 + [1] * 3)
+    measured = evaluate(logits, targets, ["a", "b"], mixes)
+    assert measured["top1"] == pytest.approx(2 / 3) and measured["per_label"]["b"]["recall"] == pytest.approx(2 / 3)
+    assert measured["rows"]["top1"] == 0.75  # a for all of them: at 9 to 1 nothing else pays
+    assert measured["as_trained"]["top1"] == pytest.approx(0.5)
+    likely = np.log(2 / 3)
+    assert measured["loss"] == pytest.approx(-(likely * 2 / 3 + np.log(1 / 3) / 3))
+    assert "as_trained" not in evaluate(logits, targets, ["a", "b"])
 
 
 def test_labels_predicted_together_are_near() -> None:
