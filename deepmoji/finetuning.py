@@ -324,7 +324,7 @@ def add_offsets(model: DeepMoji, offsets: Sequence[float]) -> None:
     """Make the model answer as it was judged: offsets (C,) of the logits become part of the output layer, in place."""
     added = torch.tensor(offsets, dtype=torch.float32)
     with torch.no_grad():
-        model.output.bias += added[1:] - added[:1] if model.task == "binary" else added
+        model.output.bias.add_(added[1:] - added[:1] if model.task == "binary" else added)
 
 
 def predict(model: DeepMoji, examples: Examples) -> NDArray[np.float32]:
