@@ -323,29 +323,36 @@ def predict(
     top: int,
     shape: str,
 ) -> None:
-    """Labels with probabilities for TEXTS, a file's rows, or the lines of standard input."""
+    """Labels with probabilities for TEXTS, a file's rows, or the lines of standard input.
+
+    The decision are the labels that count: the most probable one, or those that reach their thresholds where the
+    model has some, as one of several labels does. Plain text marks the latter with a *.
+    """
     loaded = _load(given, model)
     rows = list(_texts(texts, file, text_column))
-    answers = loaded.predict(rows, top_k=top)
+    probabilities = loaded.probabilities(rows)
+    answers, decisions = loaded.rank(probabilities, top), loaded.decide(probabilities)
     click.echo(f"model: {loaded.name}", err=True)
     if shape == "csv":
         import csv
 
         writer = csv.writer(sys.stdout, lineterminator="\n")
         count = len(answers[0]) if answers else 0
-        writer.writerow(["text", *(f"{part}_{rank + 1}" for rank in range(count) for part in ("label", "probability"))])
+        ranked = (f"{part}_{rank + 1}" for rank in range(count) for part in ("label", "probability"))
+        writer.writerow(["text", *ranked, "decision"])
         writer.writerows(
-            [text, *(cell for label, p in row for cell in (label, f"{p:.4f}"))]
-            for text, row in zip(rows, answers, strict=True)
+            [text, *(cell for label, p in row for cell in (label, f"{p:.4f}")), "|".join(decision)]
+            for text, row, decision in zip(rows, answers, decisions, strict=True)
         )
         return
-    for text, answer in zip(rows, answers, strict=True):
+    for text, answer, decision in zip(rows, answers, decisions, strict=True):
         if shape == "json":
-            click.echo(
-                json.dumps({"text": text, "labels": [[label, round(p, 6)] for label, p in answer]}, ensure_ascii=False)
-            )
+            labels = [[label, round(p, 6)] for label, p in answer]
+            click.echo(json.dumps({"text": text, "labels": labels, "decision": decision}, ensure_ascii=False))
         else:
-            click.echo(f"{'  '.join(f'{label} {p:.3f}' for label, p in answer)}  {text}")
+            marked = decision if loaded.thresholds else []
+            ranking = "  ".join(f"{label}{'*' if label in marked else ''} {p:.3f}" for label, p in answer)
+            click.echo(f"{ranking}  {text}")
 
 
 @cli.command()

@@ -87,6 +87,23 @@ class Model:
             for row, best in zip(probabilities, order, strict=True)
         ]
 
+    @property
+    def thresholds(self) -> list[float]:
+        """From which probability on a label counts, found on validation texts; empty: the most probable label does."""
+        return list(self.config.get("thresholds") or [])
+
+    def decide(self, probabilities: Floats) -> list[list[str]]:
+        """The labels that count, of each row of probabilities (n, C), in label order; with thresholds maybe none."""
+        limits = self.thresholds
+        if not limits:
+            return [[self.labels[best]] for best in probabilities.argmax(axis=1)]
+        if len(limits) < len(self.labels):  # two classes have one threshold, that of the second
+            return [[self.labels[int(row[1] >= limits[0])]] for row in probabilities]
+        return [
+            [name for name, p, limit in zip(self.labels, row, limits, strict=True) if p >= limit]
+            for row in probabilities
+        ]
+
     def probabilities(self, texts: Sequence[str]) -> Floats:
         """(n, C) float32. Each row sums to 1, but for a multilabel model, where every label stands for itself."""
         return self._probabilities(self._run(*self._encode(texts))[0])

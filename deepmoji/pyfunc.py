@@ -1,7 +1,7 @@
 """The model as MLflow serves it. MLflow runs this file by itself ("models from code"), so nothing is pickled.
 
 Input: a list of texts, or a table of one column. The parameter `output` chooses the answer, one row per text:
-predict (labels, probabilities), probabilities (a column per label), features, explain (tokens, attention, truncated).
+predict (labels, probabilities, decision), probabilities (a column per label), features, explain (tokens, attention, truncated).
 """
 
 from pathlib import Path
@@ -30,10 +30,15 @@ class ServedModel(PythonModel):
         texts = model_input.iloc[:, 0].tolist()
         match chosen["output"]:
             case "predict":
-                answers = self.model.predict(texts, top_k=int(chosen["top_k"]))
+                probabilities = self.model.probabilities(texts)
+                answers = self.model.rank(probabilities, int(chosen["top_k"]))
                 rows: list[dict[str, Any]] = [
-                    {"labels": [p.label for p in best], "probabilities": [p.probability for p in best]}
-                    for best in answers
+                    {
+                        "labels": [p.label for p in best],
+                        "probabilities": [p.probability for p in best],
+                        "decision": decision,
+                    }
+                    for best, decision in zip(answers, self.model.decide(probabilities), strict=True)
                 ]
             case "probabilities":
                 return pd.DataFrame(self.model.probabilities(texts), columns=list(self.model.labels))

@@ -57,8 +57,9 @@ def create_app(model: Model) -> FastAPI:
     @app.post("/predict")
     def predict(body: PredictBody) -> dict[str, Any]:
         with turn:
-            answers = model.predict(body.texts, top_k=body.top_k)
-        return {"model": model.name, "predictions": [[p._asdict() for p in best] for best in answers]}
+            probabilities = model.probabilities(body.texts)
+        predictions = [[p._asdict() for p in best] for best in model.rank(probabilities, body.top_k)]
+        return {"model": model.name, "predictions": predictions, "decisions": model.decide(probabilities)}
 
     @app.post("/encode")
     def encode(body: Body) -> dict[str, Any]:

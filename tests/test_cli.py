@@ -51,6 +51,17 @@ def predict(model: Path, arguments: tuple[bytes, ...] = (), given: bytes = b"") 
     return done.returncode, texts, done.stderr.decode()
 
 
+@pytest.mark.parametrize(("shape", "said"), [("text", "😂* "), ("csv", ",😂|"), ("json", '"decision": ["😂", ')])
+def test_labels_that_reach_their_thresholds_are_told(tmp_path: Path, shape: str, said: str) -> None:
+    folder = tiny_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    limits = [0.0, 0.0, *[0.99] * (len(json.loads((folder / "labels.json").read_text())) - 2)]
+    (folder / "config.json").write_text(json.dumps({**config, "thresholds": limits}))
+    done = run("predict", "--model", str(folder), "--format", shape, "love")
+    assert done.returncode == 0 and said in done.stdout
+    assert done.stdout.count("*") == (2 if shape == "text" else 0)
+
+
 def test_bytes_that_are_not_utf_8(tmp_path: Path) -> None:
     """Set aside among the lines of standard input, as in a file; answered as an argument."""
     model = tiny_model(tmp_path / "model")

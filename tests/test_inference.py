@@ -46,6 +46,24 @@ def test_predict_ranks_labels(model: Model) -> None:
     assert isinstance(answers[0][0], Prediction) and isinstance(label, str) and type(probability) is float
 
 
+@pytest.mark.parametrize(
+    ("thresholds", "rows", "expected"),
+    [
+        (None, [[0.2, 0.5, 0.3]], [["b"]]),
+        ([0.1, 0.6, 0.3], [[0.2, 0.5, 0.3], [0.0, 0.1, 0.2]], [["a", "c"], []]),
+        ([0.3], [[0.71, 0.29], [0.7, 0.3]], [["a"], ["b"]]),
+    ],
+    ids=["none", "a label each", "two classes"],
+)
+def test_labels_count_from_their_thresholds_on(
+    tmp_path: Path, thresholds: list[float] | None, rows: list[list[float]], expected: list[list[str]]
+) -> None:
+    loaded = load_folder(tiny_model(tmp_path / "m"))
+    loaded.labels = ("a", "b", "c")[: len(rows[0])]
+    loaded.config = {**loaded.config, "thresholds": thresholds}
+    assert loaded.decide(np.array(rows, dtype=np.float32)) == expected
+
+
 def test_top_k_beyond_the_labels_gives_all(model: Model) -> None:
     assert len(model.predict(["love"], top_k=99)[0]) == len(model.labels)
     with pytest.raises(UsageError, match="top_k is 0"):

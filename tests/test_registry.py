@@ -361,6 +361,7 @@ def test_mlflow_loads_the_model_with_the_code_that_was_logged(root: Path, regist
     model = deepmoji.load(root / "tiny")
     expected = model.predict(TEXTS, top_k=2)
     assert [row["labels"] for row in answers["predict"]] == [[p.label for p in best] for best in expected]
+    assert [row["decision"] for row in answers["predict"]] == [[best[0].label] for best in expected]
     assert len(answers["list"][0]["labels"]) == 5
     np.testing.assert_allclose(answers["probabilities"], model.probabilities(TEXTS), atol=1e-6)
     np.testing.assert_allclose(answers["features"], model.encode(TEXTS), atol=1e-6)

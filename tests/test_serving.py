@@ -69,6 +69,7 @@ def test_predict_answers_as_the_model_does(client: httpx.Client, model: Model) -
     assert answer.json()["model"] == "models:/deepmoji/7"
     told = [(p["label"], pytest.approx(p["probability"], abs=1e-6)) for b in answer.json()["predictions"] for p in b]
     assert [tuple(p) for best in model.predict(TEXTS, top_k=2) for p in best] == told
+    assert answer.json()["decisions"] == [[best[0].label] for best in model.predict(TEXTS)]
 
 
 def test_encode_and_explain_answer_as_the_model_does(client: httpx.Client, model: Model) -> None:
