@@ -1,7 +1,8 @@
 """The model as MLflow serves it. MLflow runs this file by itself ("models from code"), so nothing is pickled.
 
 Input: a list of texts, or a table of one column. The parameter `output` chooses the answer, one row per text:
-predict (labels, probabilities, decision), probabilities (a column per label), features, explain (tokens, attention, truncated).
+predict (labels, probabilities, decision), probabilities (a column per label), features, explain (tokens,
+attention, truncated).
 """
 
 from pathlib import Path
