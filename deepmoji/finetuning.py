@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,7 @@ SPLITS = ("train", "val", "test")
 CLASS_WEIGHTS = ("none", "balanced")
 LENGTH_PERCENTILE = 80  # of the training texts fit whole (paper's code); what is cut is counted in results.json
 MAX_CLASS_WEIGHT = 10.0  # a class of a few rows would otherwise steer every batch that holds one of them
+EPOCH_TEXTS = (1_000, 5_000)  # a few steps say little about the loss; 5,000 is an epoch of the paper's code
 MIN_COUNT = 2  # a word seen once gets a vector that fits that one text
 
 
@@ -92,7 +93,8 @@ def finetune(
     """Fine-tune on a set by one method, once a seed, and write the best seed's model folder to `out`.
 
     method: a name in METHODS or in `schedules`; see `phases_for` for the rates and for epochs,
-        patience and epoch_size. new starts from random weights of the pretrained model's sizes.
+        patience and epoch_size, which is `default_epoch` where it is None. new starts from random weights of the
+        pretrained model's sizes.
     max_length: tokens; longer texts are cut, and counted. None: the 80th percentile of the training texts, rounded
         up to 10. new_words: so many words of the training texts at most join the vocabulary, if the method trains
         word vectors.
@@ -122,6 +124,8 @@ def finetune(
     phases = _existing(phases, start.model, own=method in schedules)
     extend = new_words if method != "new" and trains_embedding(phases) else 0
     prepared = prepare(dataset, start.vocabulary, max_length=max_length, new_words=extend)
+    drawn = default_epoch(len(prepared.examples["train"].rows))
+    phases = [replace(phase, epoch_size=phase.epoch_size or drawn) for phase in phases]
     options = Options(phases, batch_size, balance, class_weights, embedding_l2, embedding_dropout, final_dropout)
     split_models = class_average and (dataset.task == "multilabel" or dataset.metric == "class_average_f1")
     best: tuple[float, int, DeepMoji, Judged] | None = None
@@ -192,6 +196,11 @@ def prepare(dataset: Dataset, vocabulary: Vocabulary, *, max_length: int | None,
 def default_length(counts: NDArray[np.int64]) -> int:
     """Tokens at which texts are cut: the 80th percentile of the training texts' counts, rounded up to 10."""
     return max(10, math.ceil(float(np.percentile(counts, LENGTH_PERCENTILE)) / 10) * 10)
+
+
+def default_epoch(texts: int) -> int:
+    """Texts drawn between two looks at the validation loss: as many as there are, within EPOCH_TEXTS."""
+    return min(max(texts, EPOCH_TEXTS[0]), EPOCH_TEXTS[1])
 
 
 def frequent_unknown(texts: Sequence[str], vocabulary: Vocabulary) -> list[str]:

@@ -18,6 +18,7 @@ from deepmoji.finetuning import (
     MAX_CLASS_WEIGHT,
     METHODS,
     balanced_weights,
+    default_epoch,
     default_length,
     finetune,
     frequent_unknown,
@@ -35,7 +36,7 @@ WORDS = ("glad", "angry", "scared")
 NOISE = ("hm", "oh", "ah", "eh")
 RATES: dict[str, Any] = {"learning_rate": 0.02, "finetune_rate": 0.005}
 SETTINGS: dict[str, Any] = {
-    **RATES, "batch_size": 16, "epochs": 2, "epoch_size": None, "patience": 3, "max_length": None, "new_words": 100,
+    **RATES, "batch_size": 16, "epochs": 2, "epoch_size": 36, "patience": 3, "max_length": None, "new_words": 100,
     "embedding_dropout": 0.0, "final_dropout": 0.0, "embedding_l2": 1e-6, "class_average": False, "balance": 0.0,
     "class_weights": "none", "schedules": {}, "seeds": [1],
 }  # fmt: skip
@@ -189,6 +190,18 @@ def test_the_kept_model_is_the_best_on_validation(pretrained: Path, tmp_path: Pa
     assert results["best_seed"] == max(reached, key=lambda seed: reached[seed])
     kept = next(run for run in results["seeds"] if run["seed"] == results["best_seed"])
     assert load_model(tmp_path / "out").metrics == {"validation": kept["validation"], "test": kept["test"]}
+
+
+@pytest.mark.parametrize(("texts", "drawn"), [(36, 1_000), (3_257, 3_257), (45_000, 5_000)])
+def test_an_epoch_is_as_long_as_the_set_within_limits(
+    texts: int, drawn: int, pretrained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert default_epoch(texts) == drawn
+    monkeypatch.setattr("deepmoji.finetuning.EPOCH_TEXTS", (20, 30))
+    schedules = {"mine": [{"train": ["output"]}, {"train": ["all"], "epoch_size": 7}]}
+    settings = {**SETTINGS, "epoch_size": None, "schedules": schedules}
+    results = finetune(make_dataset(), pretrained, tmp_path / "out", method="mine", **settings)
+    assert [phase["epoch_size"] for phase in results["schedule"]] == [30, 7]
 
 
 @pytest.mark.parametrize(("task", "classes"), [("binary", 2), ("multiclass", 3)])
