@@ -23,7 +23,8 @@ from deepmoji.benchmark import Entry, compare, read_entry
 from deepmoji.checkpoints import load_model
 from deepmoji.datasets import Dataset, load_dataset
 from deepmoji.errors import InputError, UsageError
-from deepmoji.finetuning import finetune, phases_for, prefixed
+from deepmoji.finetuning import default_epoch, finetune, phases_for, prefixed
+from deepmoji.predictions import rows_of
 from deepmoji.pretraining import pretrain
 from deepmoji.shards import open_work, read_json, sources_digest, write_json
 from deepmoji.splits import SPLITS
@@ -180,7 +181,10 @@ def _base(road: Road, dataset: Dataset, method: str) -> Entry:
     options = road.finetune
     keys = ("learning_rate", "finetune_rate", "epochs", "patience", "epoch_size", "schedules")
     phases = phases_for(method, **{key: options[key] for key in keys})
-    wanted = [{**asdict(phase), "train": list(phase.train)} for phase in phases]
+    drawn = default_epoch(len(rows_of(dataset, "train")))
+    wanted = [
+        {**asdict(phase), "train": list(phase.train), "epoch_size": phase.epoch_size or drawn} for phase in phases
+    ]
     found = read_json(folder / "results.json")["schedule"]
     if not road.pretrain["attention"]:  # then the road leaves that phase out
         wanted = [phase for phase in wanted if phase["train"] != ["attention"]]

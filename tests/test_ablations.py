@@ -36,7 +36,7 @@ def road(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for section, values in TINY.items():
         content[section] |= values
     content["pretrain"] |= {"hidden_size": 8, "batch_size": 64, "sentiment_ranking": "ranking.csv"}
-    content["finetune"] |= {"methods": ["new", "last"], "epochs": 1, "seeds": [1, 2]}
+    content["finetune"] |= {"methods": ["new", "last"], "epochs": 1, "epoch_size": None, "seeds": [1, 2]}
     (root / "params.yaml").write_text(yaml.safe_dump(content, sort_keys=False))
     (root / "dvc.yaml").write_text("stages: {}\n")
     write_sample(root / "data")
