@@ -43,6 +43,7 @@ class Section(BaseModel):
 class IngestParams(Section):
     tweets: str
     labels: str
+    leave_out: Annotated[list[str], AfterValidator(_each_once)]
     rows: Count | None
     drop_retweets: bool
     drop_urls: bool

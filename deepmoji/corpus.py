@@ -73,6 +73,7 @@ def ingest(
     out: Path,
     *,
     labels: LabelSet,
+    leave_out: Sequence[str] = (),
     rows: int | None = None,
     drop_retweets: bool = True,
     drop_urls: bool = True,
@@ -94,10 +95,10 @@ def ingest(
     """Make the labelled corpus `out` from the texts at `source`; returns the funnel.
 
     Writes out/part-*.parquet (id: hash of the emoji-free text; text; labels: ascending ids; source: first folder, or
-    file, below `source`; split), out/labels.json, out/rejects.jsonl and, last, out/funnel.json. `rows` takes every
-    k-th row, evenly over all files. `work` is where finished shards wait for a restart (default: beside `out`).
+    file, below `source`; split), out/labels.json, out/rejects.jsonl and, last, out/funnel.json. Sources named in
+    `leave_out` are not read. `rows` takes every k-th row, evenly over all files. `work` is where finished shards wait for a restart (default: beside `out`).
     InputError when there is nothing to read, nothing left, or more rejects than `max_reject_share`; the rejects then
-    stand in `ingest-rejects.jsonl` beside `out`.
+    stand in `ingest-rejects.jsonl` beside `out`. UsageError: options out of range, or no such source to leave out.
     """
     options = Options(drop_retweets, drop_urls, drop_mentions_only, english_share, min_words, max_characters)
     label_table(labels)  # refuse an unusable label set before the work begins
@@ -105,7 +106,7 @@ def ingest(
     started = time.monotonic()
     with ExitStack() as stack:
         stack.enter_context(stage_edge("ingest"))
-        files = list_files(source)
+        files = _without(list_files(source), source, leave_out)
         plan = {
             "files": [_fingerprint(path, source) for path in files],
             "labels": [list(labels.names), [list(forms) for forms in labels.forms]],
@@ -169,6 +170,23 @@ def _check_numbers(**numbers: int | None) -> None:
             raise UsageError(f"{name} is {number}, it should be 1 or more.")
 
 
+def _without(files: list[Path], source: Path, leave_out: Sequence[str]) -> list[Path]:
+    """The files of the other sources; UsageError for a name that none has, or where nothing is left."""
+    names = [_source(_name(path, source)) for path in files]
+    unknown = sorted(set(leave_out) - set(names))
+    if unknown or set(names) <= set(leave_out):
+        raise UsageError(
+            f"Leaving out {unknown[0] if unknown else 'all'} makes no sense: the sources below {source} are "
+            f"{', '.join(sorted(set(names)))}, name some of them in leave_out."
+        )
+    return [path for path, name in zip(files, names, strict=True) if name not in leave_out]
+
+
+def _source(name: str) -> str:
+    """Where a file's texts come from: its first folder, or else its own name."""
+    return name.partition("/")[0] if "/" in name else name.partition(".")[0] or name
+
+
 def _name(path: Path, source: Path) -> str:
     return path.name if path == source else path.relative_to(source).as_posix()
 
@@ -218,7 +236,7 @@ def _cut_file(piece: tuple[int, str], *, source: Path, folder: Path, shard_rows:
     with write_beside(folder / f"rejects-{file:05d}.jsonl") as beside:
         beside.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records), "utf-8")
     facts = {
-        "source": name.partition("/")[0] if "/" in name else name.partition(".")[0] or name,
+        "source": _source(name),
         "rows": sizes,
         "rejects": sum(record["rows"] for record in records),
         "reasons": dict(Counter(record["reason"] for record in records)),

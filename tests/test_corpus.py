@@ -185,6 +185,19 @@ def test_source_is_the_first_folder(tmp_path: Path) -> None:
     assert set(read_corpus(tmp_path / "out")["source"].to_pylist()) == {"crawl one"}
 
 
+def test_a_source_can_be_left_out(tmp_path: Path) -> None:
+    for name in ("one", "two/deep", "three"):
+        write_tweets(tmp_path / "in" / name, 30)
+    (tmp_path / "in" / "four.txt").write_text("what a day 😂\n")
+    funnel = ingest(tmp_path / "in", tmp_path / "out", labels=LABELS, leave_out=["two", "four"], max_copies=0)
+    assert set(read_corpus(tmp_path / "out")["source"].to_pylist()) <= {"one", "three"}
+    assert funnel["rows_in"] == 60 and {entry["source"] for entry in funnel["sources"]} == {"one", "three"}
+    with pytest.raises(UsageError, match="Leaving out deep makes no sense: .* four, one, three, two"):
+        ingest(tmp_path / "in", tmp_path / "out", labels=LABELS, leave_out=["one", "deep"])
+    with pytest.raises(UsageError, match="Leaving out all"):
+        ingest(tmp_path / "in", tmp_path / "out", labels=LABELS, leave_out=["one", "two", "three", "four"])
+
+
 @pytest.mark.parametrize("rows", [1, 100, 599, 600, 10_000])
 def test_rows_are_taken_evenly(tmp_path: Path, rows: int) -> None:
     source = write_tweets(tmp_path / "in")
