@@ -96,7 +96,8 @@ def ingest(
 
     Writes out/part-*.parquet (id: hash of the emoji-free text; text; labels: ascending ids; source: first folder, or
     file, below `source`; split), out/labels.json, out/rejects.jsonl and, last, out/funnel.json. Sources named in
-    `leave_out` are not read. `rows` takes every k-th row, evenly over all files. `work` is where finished shards wait for a restart (default: beside `out`).
+    `leave_out` are not read. `rows` takes every k-th row, evenly over all files. `work` is where finished shards wait
+    for a restart (default: beside `out`).
     InputError when there is nothing to read, nothing left, or more rejects than `max_reject_share`; the rejects then
     stand in `ingest-rejects.jsonl` beside `out`. UsageError: options out of range, or no such source to leave out.
     """

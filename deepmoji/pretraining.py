@@ -249,7 +249,8 @@ Reads a short English text and says which of {len(labels)} emojis its writer may
 | loss | {metrics["loss"]:.3f} | {metrics["rows"]["loss"]:.3f} |
 
 A figure is the one under the mix of labels that it asks about, by Bayes' rule; under the mix that was drawn in
-training top-1 is {plain["top1"]:.3f} and {plain["rows"]["top1"]:.3f}, top-5 {plain["top5"]:.3f} and {plain["rows"]["top5"]:.3f}.
+training top-1 is {plain["top1"]:.3f} and {plain["rows"]["top1"]:.3f},
+top-5 {plain["top5"]:.3f} and {plain["rows"]["top5"]:.3f}.
 
 Trained on {metrics["train_examples"]:,} examples. Guessing gives a top-1 accuracy of {1 / len(labels):.3f}.
 

@@ -192,7 +192,7 @@ def test_a_source_can_be_left_out(tmp_path: Path) -> None:
     funnel = ingest(tmp_path / "in", tmp_path / "out", labels=LABELS, leave_out=["two", "four"], max_copies=0)
     assert set(read_corpus(tmp_path / "out")["source"].to_pylist()) <= {"one", "three"}
     assert funnel["rows_in"] == 60 and {entry["source"] for entry in funnel["sources"]} == {"one", "three"}
-    with pytest.raises(UsageError, match="Leaving out deep makes no sense: .* four, one, three, two"):
+    with pytest.raises(UsageError, match=r"Leaving out deep makes no sense: .* four, one, three, two"):
         ingest(tmp_path / "in", tmp_path / "out", labels=LABELS, leave_out=["one", "deep"])
     with pytest.raises(UsageError, match="Leaving out all"):
         ingest(tmp_path / "in", tmp_path / "out", labels=LABELS, leave_out=["one", "two", "three", "four"])
