@@ -42,7 +42,7 @@ trigger: $(READY)  ## start a run of a deployment: NAME=pipeline
 	$(BIN)/python -m flows trigger $(NAME)
 
 clean:  ## remove results, checkpoints and logs; data/, the environment, models, runs and DVC's versions stay
-	rm -rf artifacts .state/checkpoints .state/logs .state/prefect
+	rm -rf artifacts .state/baselines .state/checkpoints .state/logs .state/prefect
 
 starter: $(READY)  ## train the starter model anew from real tweets, DATA=/folder; hours on two cores, resumable
 	$(BIN)/deepmoji preset starter $(if $(DATA),--data $(DATA))

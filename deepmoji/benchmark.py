@@ -5,12 +5,14 @@ the paired test resample the test rows (bootstrap): all methods of a set see the
 differences keep what they have in common.
 """
 
+import hashlib
 import json
 import logging
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +24,18 @@ from deepmoji.baselines import BASELINES, LEAKY, RANDOM, check_baseline, run_bas
 from deepmoji.datasets import CATALOG, Dataset, load_dataset, shared_texts
 from deepmoji.errors import InputError
 from deepmoji.metrics import Scorer, scorer
-from deepmoji.predictions import Predictions, comparable, read_predictions, rescore
+from deepmoji.predictions import Predictions, comparable, read_predictions, rescore, write_predictions
+from deepmoji.shards import read_json, sources_digest, write_json
 
 logger = logging.getLogger(__name__)
 
 REFERENCE = "chain-thaw"  # what every other row is compared with
 STANDARD_METHODS = ("new", "probe", "last", "full", REFERENCE, "probe-thaw")
+# A change of one of these may change what a baseline gives.
+CODE = (
+    "baselines.py", "baselines_lstm.py", "batches.py", "metrics.py", "optimiser.py", "predictions.py", "text.py",
+    "tokens.py", "vocabulary.py",
+)  # fmt: skip
 Report = Callable[[dict[str, float], int], None]
 
 
@@ -51,6 +59,7 @@ def benchmark(
     seed: int,
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
+    kept: Path | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Compare everything found and write report.json, report.md, two tables and a plot for each set.
@@ -59,6 +68,8 @@ def benchmark(
     baselines: names in baselines.BASELINES, run here. bootstrap: number of resamples.
     methods: fine-tunes by other methods, left from before, are not read; None: each method that any set has.
     seeds: of the baselines that start at random; None, and for the others, `seed` alone.
+    kept: folder where the baselines' results wait for the next time; those of the same table and code are not made
+        again.
     A (dataset, method) that is not there is named in the report: expected is each of the methods for every set.
     `report` is called with a set's mean scores after each set.
     Returns {dataset: {method: {mean, std, low, high}}}. InputError: nothing to compare, or predictions that do not
@@ -77,7 +88,8 @@ def benchmark(
     content["not_listed"] = sorted(unknown)
     for step, table in enumerate(tqdm(tables, desc="benchmark", disable=None)):
         dataset = load_dataset(table)
-        entries = [_baseline(name, dataset, (seeds or [seed]) if name in RANDOM else [seed]) for name in baselines]
+        runs = {name: (seeds or [seed]) if name in RANDOM else [seed] for name in baselines}
+        entries = [_baseline(name, dataset, runs[name], table, kept) for name in baselines]
         for method in methods:
             entry = read_entry(finetuned / dataset.name / method, dataset, method)
             if entry is None:
@@ -156,10 +168,33 @@ def compare(
     }
 
 
-def _baseline(name: str, dataset: Dataset, seeds: Sequence[int]) -> Entry:
-    judged = [run_baseline(name, dataset, seed) for seed in seeds]
-    facts = {"baseline": True, **judged[0].facts} | ({"leaky": True} if name in LEAKY else {})
-    return Entry(name, [one.predictions for one in judged], [one.test for one in judged], facts)
+def _baseline(name: str, dataset: Dataset, seeds: Sequence[int], table: Path, kept: Path | None) -> Entry:
+    runs = [_kept_run(name, dataset, seed, table, kept / dataset.name if kept else None) for seed in seeds]
+    facts = {"baseline": True, **runs[0].facts} | ({"leaky": True} if name in LEAKY else {})
+    return Entry(name, [run.runs[0] for run in runs], [run.test[0] for run in runs], facts)
+
+
+def _kept_run(name: str, dataset: Dataset, seed: int, table: Path, folder: Path | None) -> Entry:
+    """One run of a baseline, from `folder` if it was made there from the same table by the same code."""
+    if folder is None:
+        judged = run_baseline(name, dataset, seed)
+        return Entry(name, [judged.predictions], [judged.test], dict(judged.facts))
+    made_from = {
+        "table": hashlib.sha256(table.read_bytes()).hexdigest(),
+        "code": sources_digest(*CODE),
+        "libraries": [version(library) for library in ("scikit-learn", "torch")],
+    }
+    note, predictions = folder / f"{name}-{seed}.json", folder / f"{name}-{seed}.parquet"
+    known = read_json(note) if note.is_file() else {}
+    if known.get("made_from") == made_from:
+        logger.info("%s by %s, seed %d, was measured before", dataset.name, name, seed)
+        return Entry(name, read_predictions(predictions), [known["test"]], known["facts"])
+    judged = run_baseline(name, dataset, seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    note.unlink(missing_ok=True)
+    write_predictions(predictions, [judged.predictions])
+    write_json(note, {"made_from": made_from, "test": judged.test, "facts": judged.facts})  # last: it makes it whole
+    return Entry(name, [judged.predictions], [judged.test], dict(judged.facts))
 
 
 def _methods(finetuned: Path, wanted: Sequence[str] | None) -> list[str]:

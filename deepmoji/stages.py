@@ -395,6 +395,7 @@ def benchmark(project: Project) -> Numbers:
             out,
             methods=project.params.finetune.methods,
             seeds=project.params.finetune.seeds,
+            kept=project.state / "baselines",
             report=run.metrics,
             **project.params.section("benchmark"),
         )

@@ -263,6 +263,7 @@ def test_the_stage_compares_the_methods_of_params(
     stages.benchmark(project)
     assert given["methods"] == project.params.finetune.methods
     assert given["seeds"] == project.params.finetune.seeds
+    assert given["kept"] == tmp_path / ".state" / "baselines"
 
 
 def test_a_row_that_saw_test_labels_is_marked_and_never_the_best(
@@ -413,3 +414,32 @@ def test_a_threshold_for_f1_decides_f1_alone() -> None:
     for name in set(metrics_for("binary")) - {"f1"}:
         assert judged.test[name] == score(name, truth, probable), name
     assert judged.test["accuracy"] > score("accuracy", truth, judged.predictions.decisions)
+
+
+def test_a_baseline_is_measured_once_for_a_table(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def watched(name: str, dataset: Dataset, seed: int) -> Judged:
+        asked.append(f"{name} {dataset.name} {seed}")
+        return BASELINES[name](dataset, seed)
+
+    monkeypatch.setattr("deepmoji.benchmark.run_baseline", watched)
+    sets = len(list(folders[0].glob("*.parquet")))
+    settings = {**SETTINGS, "baselines": ["majority"], "kept": tmp_path / "kept"}
+    first = benchmark(*folders, tmp_path / "out", **settings)
+    report = (tmp_path / "out" / "report.json").read_bytes()
+    assert len(asked) == sets
+    assert benchmark(*folders, tmp_path / "out", **settings) == first and len(asked) == sets
+    assert (tmp_path / "out" / "report.json").read_bytes() == report
+    dataset = make_dataset()
+    save_dataset(replace(dataset, texts=[f"{text} !" for text in dataset.texts]), folders[0] / "toy.parquet")
+    benchmark(*folders, tmp_path / "out", **settings)
+    assert asked[sets:] == ["majority toy 1"]
+    monkeypatch.setattr("deepmoji.benchmark.sources_digest", lambda *_: "other code")
+    benchmark(*folders, tmp_path / "out", **settings)
+    assert len(asked) == 2 * sets + 1
+    (tmp_path / "kept" / "toy" / "majority-1.json").unlink()  # a killed run left the first of two files
+    benchmark(*folders, tmp_path / "out", **settings)
+    assert len(asked) == 2 * sets + 2
