@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from deepmoji.baselines import BASELINES, LEAKY, RANDOM, check_baseline, run_baseline
+from deepmoji.baselines import BASELINES, LEAKY, MINILM_PACKAGE, RANDOM, check_baseline, run_baseline
 from deepmoji.datasets import CATALOG, Dataset, load_dataset, shared_texts
 from deepmoji.errors import InputError
 from deepmoji.metrics import Scorer, scorer
@@ -31,11 +31,14 @@ logger = logging.getLogger(__name__)
 
 REFERENCE = "chain-thaw"  # what every other row is compared with
 STANDARD_METHODS = ("new", "probe", "last", "full", REFERENCE, "probe-thaw")
-# A change of one of these may change what a baseline gives.
+# Modules that a baseline runs, and libraries: what it gave is measured anew when one of them has changed.
 CODE = (
-    "baselines.py", "baselines_lstm.py", "batches.py", "metrics.py", "optimiser.py", "predictions.py", "text.py",
-    "tokens.py", "vocabulary.py",
+    "baselines.py", "baselines_lstm.py", "batches.py", "cards.py", "checkpoints.py", "dataset_formats.py",
+    "datasets.py", "encoding.py", "finetuning.py", "metrics.py", "model.py", "optimiser.py", "owntable.py",
+    "precision.py", "predictions.py", "probe.py", "progress.py", "rawpickle.py", "schedules.py", "shards.py",
+    "splits.py", "text.py", "tokens.py", "training.py", "vocabulary.py",
 )  # fmt: skip
+LIBRARIES = ("numpy", "scikit-learn", "torch")
 Report = Callable[[dict[str, float], int], None]
 
 
@@ -182,10 +185,10 @@ def _kept_run(name: str, dataset: Dataset, seed: int, table: Path, folder: Path 
     made_from = {
         "table": hashlib.sha256(table.read_bytes()).hexdigest(),
         "code": sources_digest(*CODE),
-        "libraries": [version(library) for library in ("scikit-learn", "torch")],
+        "libraries": [version(library) for library in LIBRARIES + ((MINILM_PACKAGE,) if name == "minilm" else ())],
     }
     note, predictions = folder / f"{name}-{seed}.json", folder / f"{name}-{seed}.parquet"
-    known = read_json(note) if note.is_file() else {}
+    known = read_json(note) if note.is_file() and predictions.is_file() else {}
     if known.get("made_from") == made_from:
         logger.info("%s by %s, seed %d, was measured before", dataset.name, name, seed)
         return Entry(name, read_predictions(predictions), [known["test"]], known["facts"])

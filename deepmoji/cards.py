@@ -38,7 +38,7 @@ def finetuned_card(results: Mapping[str, Any], judged: Judged) -> str:
         "|---|---|---:|---:|",
         *(
             f"| {phase['name']} | {', '.join(phase['train'])} | "
-            + ("solved | none |" if phase["solve"] else f"{phase['learning_rate']:g} | {phase['epochs']} |")
+            + ("solved | none |" if phase["solve"] else f"{_rate(phase)} | {phase['epochs']} |")
             for phase in results["schedule"]
         ),
         "",
@@ -70,6 +70,10 @@ def finetuned_card(results: Mapping[str, Any], judged: Judged) -> str:
         "Probabilities are not calibrated. Not made to decide about a person.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _rate(phase: Mapping[str, Any]) -> str:
+    return f"{phase['learning_rate']:g}{', falling to 0' if phase['decay'] else ''}"
 
 
 def _pairs(results: Mapping[str, Any], thresholds: list[float]) -> str:

@@ -325,8 +325,8 @@ def predict(
 ) -> None:
     """Labels with probabilities for TEXTS, a file's rows, or the lines of standard input.
 
-    The decision are the labels that count: the most probable one, or those that reach their thresholds where the
-    model has some, as one of several labels does. Plain text marks the latter with a *.
+    The decision is the label or the labels that count: the most probable one, or those that reach their thresholds
+    where the model has some, as one of several labels does. Plain text shows all of the latter, marked with a *.
     """
     loaded = _load(given, model)
     rows = list(_texts(texts, file, text_column))
@@ -345,13 +345,15 @@ def predict(
             for text, row, decision in zip(rows, answers, decisions, strict=True)
         )
         return
-    for text, answer, decision in zip(rows, answers, decisions, strict=True):
+    everything = loaded.rank(probabilities, len(loaded.labels))
+    for text, answer, every, decision in zip(rows, answers, everything, decisions, strict=True):
         if shape == "json":
             labels = [[label, round(p, 6)] for label, p in answer]
             click.echo(json.dumps({"text": text, "labels": labels, "decision": decision}, ensure_ascii=False))
         else:
             marked = decision if loaded.thresholds else []
-            ranking = "  ".join(f"{label}{'*' if label in marked else ''} {p:.3f}" for label, p in answer)
+            shown = [*answer, *(one for one in every[len(answer) :] if one.label in marked)]
+            ranking = "  ".join(f"{label}{'*' if label in marked else ''} {p:.3f}" for label, p in shown)
             click.echo(f"{ranking}  {text}")
 
 

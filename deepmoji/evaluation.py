@@ -4,6 +4,7 @@ From the texts and not from token ids, which mean something only to the model th
 with other vocabularies are measured on the same ground.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,15 +20,18 @@ from deepmoji.errors import InputError, UsageError
 from deepmoji.inference import Model, load_folder
 from deepmoji.pretraining import evaluate as measure
 
+log = logging.getLogger(__name__)
+
 NUMBERS = ("top1", "top5", "loss")
 
 
 def evaluate(model: Model | Path, corpus: Path) -> dict[str, Any]:
     """top1, top5, loss (every label the same weight), `rows` with them over the texts as they come, and `sources`.
 
-    Both as pretraining measures them, under the mix of labels that each asks about, where the model knows the one
-    that it was trained on. `sources` holds the same numbers and the count of examples for each source of the corpus.
-    InputError: not a corpus; UsageError: the corpus has labels that the model does not know.
+    Both as pretraining measures them, under the mix of labels that each asks about; a model that does not say on
+    which it was trained counts as trained on labels alike, as the published one was. `sources` holds the same numbers
+    and the count of examples for each source of the corpus. InputError: not a corpus; UsageError: the corpus has
+    labels that the model does not know.
     """
     if isinstance(model, Path):
         model = load_folder(model)
@@ -39,7 +43,9 @@ def evaluate(model: Model | Path, corpus: Path) -> dict[str, Any]:
         raise InputError(f"{corpus} has no test texts: run ingest with more rows.")
     rows = table.combine_chunks()
     owners, targets = _examples(rows["labels"].combine_chunks(), [model.labels.index(name) for name in names])
-    mixes = model.metrics.get("mixes")  # models that were not pretrained here do not know theirs
+    mixes = model.metrics.get("mixes")
+    if mixes is None:
+        log.warning("%s does not say on which mix of labels it was trained: taken as one of equal shares", model.name)
     logits = np.log(model.probabilities(rows["text"].to_pylist()) + np.float32(1e-30))
     sources = np.asarray(rows["source"].to_pylist())[owners]
     return _numbers(logits[owners], targets, model.labels, mixes) | {

@@ -28,7 +28,7 @@ def add(project: Project, source: Path, *, commit: bool = False) -> str:
         raise InputError(f"The data is in {project.data}, outside the project: add it to the project that keeps it.")
     target = place_of(project, source)
     options = project.params.section("ingest")
-    del options["tweets"]
+    del options["tweets"], options["leave_out"]  # of the project's own folder
     labels = load_labels(str(options.pop("labels")))
     with tempfile.TemporaryDirectory(prefix="deepmoji-") as folder:
         counts = corpus.ingest(source, Path(folder) / "corpus", labels=labels, **options)

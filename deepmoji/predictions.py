@@ -67,7 +67,13 @@ def rows_of(dataset: Dataset, split: str) -> NDArray[np.int64]:
 
 
 def judge(
-    dataset: Dataset, seed: int, validation: NDArray[Any], test: NDArray[Any], *, per_class: bool = False
+    dataset: Dataset,
+    seed: int,
+    validation: NDArray[Any],
+    test: NDArray[Any],
+    *,
+    per_class: bool = False,
+    raise_rare: bool = True,
 ) -> Judged:
     """Decide and score one run.
 
@@ -78,7 +84,7 @@ def judge(
     A threshold for F1 of two classes is for F1 alone: the decisions kept and `f1` come from it, every other figure
     from the most probable class, as published accuracies do.
     Where one class is taken and the metric weighs all classes alike, rare ones are first made more probable: by
-    their share of the training rows to a power that is chosen on the validation rows.
+    their share of the training rows to a power that is chosen on the validation rows; not without `raise_rare`.
     """
     rows = {split: rows_of(dataset, split) for split in ("val", "test")}
     truth = {split: dataset.labels[rows[split]].astype(np.int64) for split in rows}
@@ -89,7 +95,7 @@ def judge(
         truth = {split: indicator(values, classes) for split, values in truth.items()}
     limits: NDArray[np.float64] | None = None
     offsets: NDArray[np.float64] | None = None
-    if not several and dataset.metric in CLASSES_ALIKE:
+    if raise_rare and not several and dataset.metric in CLASSES_ALIKE:
         offsets = tune_offsets(dataset, truth["val"], given["val"])
         given = {split: shifted(values, offsets) for split, values in given.items()}
     if several:

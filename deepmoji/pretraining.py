@@ -178,9 +178,11 @@ def evaluate(
     counts = np.bincount(targets, minlength=len(labels))
     even = 1.0 / (counts[targets] * np.count_nonzero(counts))
     alike = np.full(len(targets), 1 / len(targets))
-    learned = None if mixes is None else torch.log(torch.tensor(mixes["learned"], dtype=torch.float64))
-    balanced = scores if learned is None else scores - learned
-    natural = scores if mixes is None or learned is None else balanced + torch.log(torch.tensor(mixes["natural"]))
+    balanced = natural = scores
+    if mixes is not None:
+        shares = {name: torch.tensor(mixes[name], dtype=torch.float64).log() for name in mixes}
+        balanced = scores - shares["learned"]
+        natural = balanced + shares["natural"]
     predicted = balanced.argmax(1).numpy()
     confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)
     np.add.at(confusion, (targets, predicted), 1)

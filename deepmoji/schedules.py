@@ -97,6 +97,9 @@ def _own(method: str, number: int, part: Mapping[str, Any]) -> dict[str, Any]:
         raise UsageError(f"{place} trains {unknown[0]!r}: choose among {', '.join((*LAYERS, 'all'))}.")
     if part.get("solve") and (number > 1 or list(layers) != ["output"]):
         raise UsageError(f"{place} is to be solved: only a first phase that trains [output] can be.")
+    idle = [key for key in part if key not in ("train", "solve") and part[key] not in (None, False)]
+    if part.get("solve") and idle:
+        raise UsageError(f"{place} is solved for, which takes no steps: leave out {idle[0]}.")
     return dict(part)
 
 

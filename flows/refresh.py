@@ -60,7 +60,7 @@ def check(project: Project, source: Path) -> list[str]:
         if not path.is_file():
             raise InputError(f"{path} is missing, so there is nothing to compare with: run the pipeline first.")
     options = project.params.section("ingest")
-    del options["tweets"]
+    del options["tweets"], options["leave_out"]  # of the project's own folder
     work, out = project.state / "refresh", project.artifacts / "drift"
     ingest(source, work / "corpus", **options | {"labels": load_labels(str(options["labels"]))})
     validation.validate_raw(work / "corpus", work / "validation")

@@ -37,6 +37,15 @@ def test_majority_says_the_same_whatever_the_text() -> None:
     assert judged.test["accuracy"] == pytest.approx(np.mean(test == np.bincount(train).argmax()))
 
 
+@pytest.mark.parametrize("metric", ["macro_f1", "accuracy"])
+def test_majority_is_the_majority_of_the_training_rows(metric: str) -> None:
+    """Also where another class would do better on the validation rows."""
+    dataset = make_dataset(metric=metric)
+    shares = np.bincount(dataset.labels[dataset.splits == "train"])
+    labels = np.where(dataset.splits == "val", shares.argmin(), dataset.labels)
+    assert set(majority(replace(dataset, labels=labels)).predictions.decisions) == {shares.argmax()}
+
+
 @pytest.mark.parametrize(
     ("task", "classes", "metric"),
     [("multiclass", 3, "macro_f1"), ("binary", 2, "f1"), ("binary", 2, "accuracy"), ("multilabel", 3, "jaccard")],

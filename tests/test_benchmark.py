@@ -443,3 +443,6 @@ def test_a_baseline_is_measured_once_for_a_table(
     (tmp_path / "kept" / "toy" / "majority-1.json").unlink()  # a killed run left the first of two files
     benchmark(*folders, tmp_path / "out", **settings)
     assert len(asked) == 2 * sets + 2
+    (tmp_path / "kept" / "toy" / "majority-1.parquet").unlink()
+    benchmark(*folders, tmp_path / "out", **settings)
+    assert len(asked) == 2 * sets + 3

@@ -59,6 +59,29 @@ def test_a_model_is_measured_over_all_texts_and_by_source(corpus: Path) -> None:
     assert [line.split()[0] for line in show(measured).splitlines()] == ["texts", "all", "a", "b"]
 
 
+def test_the_mix_of_labels_that_a_model_was_trained_on_is_taken_out(
+    corpus: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = corpus.parent / "tiny"
+    even = evaluate(folder, corpus)
+    assert "does not say on which mix of labels it was trained" in caplog.text
+    caplog.clear()
+    mixes = {"natural": [0.5, 0.2, 0.1, 0.1, 0.05, 0.05], "learned": [0.3, 0.1, 0.2, 0.2, 0.1, 0.1]}
+    (folder / "metrics.json").write_text(json.dumps({"mixes": mixes}))
+    model = deepmoji.load(folder)
+    texts = ["i love this", "not good", "never", "hate you"]
+    best = [[model.labels.index(p.label) for p in answer] for answer in model.predict(texts, top_k=6)]
+    wanted = np.array([c for order in best for c in (order[0], order[2], order[5])])
+    logits = np.log(model.probabilities(texts))[np.repeat(np.arange(4), 3)]
+    expected, measured = measure(logits, wanted, model.labels, mixes), evaluate(folder, corpus)
+    assert measured["loss"] == pytest.approx(expected["loss"]) != even["loss"]
+    assert measured["rows"]["loss"] == pytest.approx(expected["rows"]["loss"]) != measured["loss"]
+    assert measured["sources"]["a"]["loss"] == pytest.approx(
+        measure(logits[:6], wanted[:6], model.labels, mixes)["loss"]
+    )
+    assert not caplog.text
+
+
 def test_what_cannot_be_compared_is_refused(corpus: Path, tmp_path: Path) -> None:
     (corpus / "labels.json").write_text(json.dumps(["joy", "fear"]))
     with pytest.raises(UsageError, match="have other labels"):

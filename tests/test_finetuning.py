@@ -147,6 +147,8 @@ def test_a_schedule_can_be_written_in_params() -> None:
         ("mine", {"mine": []}, "no phases"),
         ("mine", {"mine": [{"learning_rate": 0.1}]}, "names no layers"),
         ("last", {"last": [{"train": ["all"]}]}, "built-in"),
+        ("mine", {"mine": [{"train": ["output"], "solve": True, "decay": True}]}, "leave out decay"),
+        ("mine", {"mine": [{"train": ["output"], "solve": True, "epochs": 3}]}, "leave out epochs"),
     ],
 )
 def test_unknown_methods_and_layers_are_refused(method: str, schedules: dict[str, Any], message: str) -> None:
@@ -198,10 +200,11 @@ def test_an_epoch_is_as_long_as_the_set_within_limits(
 ) -> None:
     assert default_epoch(texts) == drawn
     monkeypatch.setattr("deepmoji.finetuning.EPOCH_TEXTS", (20, 30))
-    schedules = {"mine": [{"train": ["output"]}, {"train": ["all"], "epoch_size": 7}]}
+    schedules = {"mine": [{"train": ["output"]}, {"train": ["all"], "epoch_size": 7, "decay": True}]}
     settings = {**SETTINGS, "epoch_size": None, "schedules": schedules}
     results = finetune(make_dataset(), pretrained, tmp_path / "out", method="mine", **settings)
     assert [phase["epoch_size"] for phase in results["schedule"]] == [30, 7]
+    assert "0.005, falling to 0 |" in (tmp_path / "out" / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(("task", "classes"), [("binary", 2), ("multiclass", 3)])

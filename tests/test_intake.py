@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from deepmoji import tracking
+from deepmoji import intake, tracking
 from deepmoji.errors import UsageError
 from deepmoji.intake import place_of
 from deepmoji.stages import Project
@@ -164,3 +164,13 @@ def test_sets_are_imported_from_another_repository(project: Path, tmp_path: Path
     good(source, *COMMIT, "Two")
     good(project, "dvc", "update", "-q", "published.dvc")
     assert "bad" in (project / "published" / "set.csv").read_text()
+
+
+def test_sources_to_leave_out_are_those_of_the_project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    params = (ROOT / "params.yaml").read_text().replace("leave_out: []", "leave_out: [first]")
+    (tmp_path / "params.yaml").write_text(params)
+    (tmp_path / "data" / "tweets").mkdir(parents=True)
+    (tmp_path / "data" / "tweets" / "first.txt").write_text(NEW)
+    (tmp_path / "second.txt").write_text(NEW)
+    monkeypatch.setattr(intake, "take", lambda *_, **__: None)
+    assert intake.add(Project(tmp_path), tmp_path / "second.txt").startswith("Add data/tweets/second.txt: 31 rows in")

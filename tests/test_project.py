@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from deepmoji import sample
+from deepmoji import benchmark, sample
 from deepmoji.cli import cli
 from deepmoji.config import Params, load_params
 
@@ -197,6 +197,11 @@ def test_stages_depend_on_the_code_they_run(project_root: Path) -> None:
         assert given == needed, stage
 
 
+def test_a_kept_baseline_knows_the_code_it_ran(project_root: Path) -> None:
+    needed = closure(project_root, "baselines") - {"errors", "provenance"}
+    assert {Path(name).stem for name in benchmark.CODE} == needed
+
+
 def test_every_parameter_reaches_a_stage_of_dvc(project_root: Path) -> None:
     """A key that no stage depends on could be changed without anything being run again."""
     content = yaml.safe_load((project_root / "params.yaml").read_text())
@@ -222,7 +227,7 @@ def test_stage_options_are_the_section_of_their_stage(project_root: Path) -> Non
     from deepmoji import benchmark, corpus, finetuning, pretraining, tokens, validation
 
     params = load_params(project_root / "params.yaml")
-    given = {"report", "report_seed", "checkpoints", "method", "map_shards", "work", "shard_rows"}
+    given = {"report", "report_seed", "checkpoints", "method", "map_shards", "work", "shard_rows", "kept"}
     functions: dict[str, Callable[..., Any]] = {
         "ingest": corpus.ingest,
         "validate": validation.validate,

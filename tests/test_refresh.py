@@ -16,9 +16,10 @@ from pydantic import SecretStr
 
 from deepmoji import registry
 from deepmoji.errors import DeepMojiError, InputError, RegistryError, UsageError
+from deepmoji.stages import Project
 from flows.notify import VARIABLE, tell
 from flows.pipeline import STAGES
-from flows.refresh import refresh
+from flows.refresh import check, refresh
 from tests import mini
 
 Messages = list[dict[str, Any]]
@@ -63,6 +64,18 @@ def test_data_of_the_same_kind_is_taken_in_and_nothing_is_trained(project: Path,
     assert not (project / "ran.txt").exists()
     assert "differs little" in drift_artifact()
     assert not (project / ".state" / "refresh").exists()
+
+
+def test_sources_to_leave_out_are_those_of_the_project(
+    project: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flows.refresh.create_markdown_artifact", lambda **_: None)
+    params = (project / "params.yaml").read_text()
+    try:
+        (project / "params.yaml").write_text(params.replace("leave_out: []", "leave_out: [first]"))
+        assert check.fn(Project(project), write(tmp_path / "new.txt", range(1000, 1500))) == []
+    finally:
+        (project / "params.yaml").write_text(params)
 
 
 @pytest.mark.usefixtures("server")
