@@ -280,7 +280,8 @@ def test_nothing_registered_is_lost(house: House, tmp_path: Path) -> None:
     }
     found = {}
     for version in door.search_model_versions("name = 'deepmoji'"):
-        assert version.run_id in runs
+        # One whose answer was lost on the way is whole, but its registration failed: its number was given to nobody.
+        assert version.run_id in runs or str(version.version) not in versions
         place = f"{door.get_model_version_download_uri('deepmoji', version.version)}/artifacts"
         folder = Path(
             download_artifacts(
