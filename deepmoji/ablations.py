@@ -179,12 +179,10 @@ def _base(road: Road, dataset: Dataset, method: str) -> Entry:
     if entry is None:
         raise InputError(f"{folder} holds no result to compare with: run `make run` first, with that set and method.")
     options = road.finetune
-    keys = ("learning_rate", "finetune_rate", "epochs", "patience", "epoch_size", "schedules")
-    phases = phases_for(method, **{key: options[key] for key in keys})
-    drawn = default_epoch(len(rows_of(dataset, "train")))
-    wanted = [
-        {**asdict(phase), "train": list(phase.train), "epoch_size": phase.epoch_size or drawn} for phase in phases
-    ]
+    keys = ("learning_rate", "finetune_rate", "epochs", "patience", "schedules")
+    drawn = options["epoch_size"] or default_epoch(len(rows_of(dataset, "train")))
+    phases = phases_for(method, **{key: options[key] for key in keys}, epoch_size=drawn)
+    wanted = [{**asdict(phase), "train": list(phase.train)} for phase in phases]
     found = read_json(folder / "results.json")["schedule"]
     if not road.pretrain["attention"]:  # then the road leaves that phase out
         wanted = [phase for phase in wanted if phase["train"] != ["attention"]]

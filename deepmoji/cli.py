@@ -345,15 +345,15 @@ def predict(
             for text, row, decision in zip(rows, answers, decisions, strict=True)
         )
         return
-    everything = loaded.rank(probabilities, len(loaded.labels))
-    for text, answer, every, decision in zip(rows, answers, everything, decisions, strict=True):
+    for text, answer, decision, row in zip(rows, answers, decisions, probabilities, strict=True):
         if shape == "json":
             labels = [[label, round(p, 6)] for label, p in answer]
             click.echo(json.dumps({"text": text, "labels": labels, "decision": decision}, ensure_ascii=False))
         else:
             marked = decision if loaded.thresholds else []
-            shown = [*answer, *(one for one in every[len(answer) :] if one.label in marked)]
-            ranking = "  ".join(f"{label}{'*' if label in marked else ''} {p:.3f}" for label, p in shown)
+            above = {label for label, _ in answer}
+            below = [(label, p) for label, p in zip(loaded.labels, row, strict=True) if label in {*marked} - above]
+            ranking = "  ".join(f"{label}{'*' if label in marked else ''} {p:.3f}" for label, p in [*answer, *below])
             click.echo(f"{ranking}  {text}")
 
 

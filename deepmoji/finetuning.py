@@ -8,7 +8,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -117,15 +117,13 @@ def finetune(
         finetune_rate=finetune_rate,
         epochs=epochs,
         patience=patience,
-        epoch_size=epoch_size,
+        epoch_size=epoch_size or default_epoch(len(rows_of(dataset, "train"))),
         schedules=schedules,
     )
     start = load_model(pretrained)
     phases = _existing(phases, start.model, own=method in schedules)
     extend = new_words if method != "new" and trains_embedding(phases) else 0
     prepared = prepare(dataset, start.vocabulary, max_length=max_length, new_words=extend)
-    drawn = default_epoch(len(prepared.examples["train"].rows))
-    phases = [replace(phase, epoch_size=phase.epoch_size or drawn) for phase in phases]
     options = Options(phases, batch_size, balance, class_weights, embedding_l2, embedding_dropout, final_dropout)
     split_models = class_average and (dataset.task == "multilabel" or dataset.metric == "class_average_f1")
     best: tuple[float, int, DeepMoji, Judged] | None = None

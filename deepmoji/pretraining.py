@@ -188,11 +188,11 @@ def evaluate(
     np.add.at(confusion, (targets, predicted), 1)
     recalled = confusion / np.maximum(counts, 1)[:, None]  # by true label, as if all had as many examples
     claimed = recalled.sum(0)
-    plain = {"as_trained": {**_scores(scores, truth, even), "rows": _scores(scores, truth, alike)}}
+    plain = {} if mixes is None else {**_scores(scores, truth, even), "rows": _scores(scores, truth, alike)}
     return {
         **_scores(balanced, truth, even),
         "rows": _scores(natural, truth, alike),
-        **({} if mixes is None else plain),
+        **({"as_trained": plain} if plain else {}),
         "per_label": {
             label: {
                 "precision": float(recalled[i, i] / claimed[i]) if claimed[i] and counts[i] else None,
