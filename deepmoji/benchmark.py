@@ -1,6 +1,7 @@
 """Methods and baselines side by side on every labelled set, with intervals and paired tests.
 
-Only test rows are looked at here, and nothing is chosen by them. A score is the mean over seeds. Its interval and
+Only test rows are scored here, and nothing is chosen by them: which method a set is best served by, its validation
+rows say. A score is the mean over seeds. Its interval and
 the paired test resample the test rows (bootstrap): all methods of a set see the same resamples, so their
 differences keep what they have in common.
 """
@@ -125,6 +126,8 @@ def compare(
 
     A row has mean and std (over seeds), low and high (95 % of the resamples), and, where the method `reference` is
     among the entries, `against`: the reference's mean minus this one's, with its interval and p-value.
+    `chosen` is method and mean of the fine-tune from the pretrained model with the best validation score, the first
+    of equals.
     """
     classes = len(dataset.classes)
     for entry in entries:
@@ -156,6 +159,8 @@ def compare(
             row["against"] = _paired(resampled[reference], resampled[entry.method])
         rows.append(row)
     means = {row["method"]: row["mean"] for row in rows}
+    pretrained = [row for row in rows if "validation" in row and row["method"] != "new"]
+    chosen = max(pretrained, key=lambda row: row["validation"], default=None)
     for row in rows:
         if "against" in row:
             row["against"]["difference"] = _round(means[reference] - row["mean"])
@@ -167,6 +172,7 @@ def compare(
         "shared": shared_texts(dataset),
         "paper": dict(dataset.paper),
         "peers": dict(CATALOG[dataset.name].peers) if dataset.name in CATALOG else {},
+        "chosen": {key: chosen[key] for key in ("method", "mean")} if chosen else None,
         "rows": rows,
     }
 
@@ -220,6 +226,7 @@ def read_entry(folder: Path, dataset: Dataset, method: str) -> Entry | None:
     try:
         results = json.loads(source.read_text(encoding="utf-8"))
         facts = {key: results[key] for key in ("max_length", "truncated", "new_words", "class_average", "pretrained")}
+        facts["validation"] = _round(results["mean"]["validation"][dataset.metric])
         test = [run["test"] for run in results["seeds"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{source} is not a fine-tune's result ({error!r}): run the fine-tune again.") from None

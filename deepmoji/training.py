@@ -203,7 +203,8 @@ def _prepare(run: _Run, phase: Phase) -> tuple[nn.Module, list[torch.optim.Optim
     if run.world == 1:
         return run.model, optimisers
     ids = [run.device.index] if run.device.type == "cuda" else None
-    return DistributedDataParallel(run.model, device_ids=ids), optimisers
+    # A view of the bucket saves a copy of every gradient each step.
+    return DistributedDataParallel(run.model, device_ids=ids, gradient_as_bucket_view=True), optimisers
 
 
 def _run_epoch(

@@ -57,7 +57,9 @@ def made_entry(dataset: Dataset, method: str, right: float, seeds: tuple[int, ..
     return Entry(method, runs, test, {})
 
 
-def write_finetuned(folder: Path, dataset: Dataset, method: str, right: float, **facts: Any) -> None:
+def write_finetuned(
+    folder: Path, dataset: Dataset, method: str, right: float, validation: float = 0.5, **facts: Any
+) -> None:
     """What `finetune` leaves behind, as far as the benchmark reads it."""
     entry = made_entry(dataset, method, right)
     out = folder / dataset.name / method
@@ -69,6 +71,7 @@ def write_finetuned(folder: Path, dataset: Dataset, method: str, right: float, *
         "new_words": 7,
         "class_average": False,
         "pretrained": {"examples": 12345},
+        "mean": {"validation": {dataset.metric: validation}},
         "seeds": [{"seed": run.seed, "test": figures} for run, figures in zip(entry.runs, entry.test, strict=True)],
         **facts,
     }
@@ -121,6 +124,26 @@ def test_a_clear_difference_is_sure_and_none_is_not() -> None:
     assert 0 < worse["against"]["low"] < worse["against"]["difference"] < worse["against"]["high"]
     assert worse["against"]["difference"] == pytest.approx(reference["mean"] - worse["mean"], abs=1e-5)
     assert same["against"] == {"difference": 0.0, "low": 0.0, "high": 0.0, "p": 1.0}
+
+
+def test_validation_rows_choose_the_method_and_test_rows_do_not(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    datasets, finetuned = folders
+    write_finetuned(finetuned, make_dataset(), "new", 0.99, validation=0.9)  # knows no pretrained model
+    write_finetuned(finetuned, make_dataset(), "full", 0.7, validation=0.8)
+    out = tmp_path / "out"
+    benchmark(datasets, finetuned, out, **SETTINGS)
+    found = json.loads((out / "report.json").read_text())["datasets"]
+    rows = {row["method"]: row for row in found["toy"]["rows"]}
+    assert rows["full"]["mean"] < rows["mine"]["mean"]
+    assert found["toy"]["chosen"] == {"method": "full", "mean": rows["full"]["mean"]}
+    assert found["other"]["chosen"]["method"] == "chain-thaw"  # as good on validation as `mine`, and before it
+    report = (out / "report.md").read_text()
+    assert f"full {rows['full']['mean']:.3f} |" in report
+    ahead = {
+        line.split("|")[1].strip(): line.split("|")[6].strip() for line in report.splitlines() if line.count("|") == 7
+    }
+    assert ahead["majority"] == "2"
+    assert ahead["mine"] == "1"
 
 
 def test_pairing_sees_what_the_intervals_alone_do_not() -> None:
