@@ -60,8 +60,8 @@ def markdown(content: Mapping[str, Any]) -> str:
         "# Benchmark",
         "Test scores, mean over seeds ± standard deviation; the best of a row is **bold**. Every choice was made on "
         "validation rows. *Chosen* is the method, of those that start from the pretrained model, with the best "
-        f"validation score. *Paper* is the published figure of chain-thaw, pretrained on {PAPER_EXAMPLES} (text, emoji) "
-        f"examples; {_corpus(content)}.",
+        f"validation score. *Paper* is the published figure of chain-thaw, pretrained on {PAPER_EXAMPLES} examples of "
+        f"(text, emoji); {_corpus(content)}.",
         _leak(content),
         _overview(content),
         "![Scores with intervals](methods.png)",
