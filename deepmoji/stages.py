@@ -292,6 +292,7 @@ def finetune_own(
                 target / "finetuned",
                 target / "report",
                 seeds=project.params.finetune.seeds,
+                kept=project.state / "baselines",
                 **project.params.section("benchmark"),
             )
         except DeepMojiError as error:
