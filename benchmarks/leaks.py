@@ -63,7 +63,7 @@ def main() -> None:
             with temporary_settings({PREFECT_API_URL: server.api_url}):
                 for number in range(1, runs + 1):
                     started = time.monotonic()
-                    pipeline(str(project), "sample")
+                    pipeline(str(project))
                     children = len(own.children(recursive=True)) - served
                     facts.append((own.num_fds(), own.num_threads(), children, held(project)))
                     print(f"{number:>5}{time.monotonic() - started:>9.1f}{facts[-1][0]:>9}{facts[-1][1]:>9}", end="")

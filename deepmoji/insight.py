@@ -71,6 +71,43 @@ def phrase_predictions(
     return rows
 
 
+def markdown(metrics: Mapping[str, Any], insight: Mapping[str, Any]) -> str:
+    """report.md of a pretrained model, beside its plots: figures, kinship of labels, phrases, each label alone."""
+    agreement = metrics.get("sentiment_rank_correlation")
+    phrases = [
+        f"| {row['text']} | " + ", ".join(f"{one['label']} {one['probability']:.0%}" for one in row["labels"]) + " |"
+        for row in insight["phrases"]
+    ]
+    labels = [
+        f"| {label} | {' '.join(insight['nearest'][label])} | {_share(row['recall'])} | "
+        f"{_share(row['precision'])} | {row['examples']:,} |"
+        for label, row in metrics["per_label"].items()
+    ]
+    parts = [
+        "# What the model learned",
+        f"On {metrics['test_examples']:,} test examples, every label weighing the same: top-1 {metrics['top1']:.3f}, "
+        f"top-5 {metrics['top5']:.3f}, loss {metrics['loss']:.3f}; as they come: top-1 {metrics['rows']['top1']:.3f}, "
+        f"top-5 {metrics['rows']['top5']:.3f}, loss {metrics['rows']['loss']:.3f}.",
+        "![Learning curve](plots/learning.png)",
+        "## Which labels it takes for kin",
+        "Labels are near where the model predicts them for the same texts."
+        + (
+            f" Rank correlation with nearness in published sentiment: {agreement:.3f}." if agreement is not None else ""
+        ),
+        "![Dendrogram](plots/dendrogram.png)",
+        "## Phrases",
+        "\n".join(["| text | most probable |", "|---|---|", *phrases]),
+        "## Label by label",
+        "\n".join(["| label | nearest | recall | precision | test examples |", "|---|---|--:|--:|--:|", *labels]),
+        "![Confusion](plots/confusion.png)",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
 def read_sentiments(ranking: Path, labels: Sequence[str]) -> dict[str, float]:
     """The mean sentiment (-1 to 1) of each label that a CSV of counts knows.
 

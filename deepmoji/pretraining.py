@@ -22,6 +22,7 @@ from deepmoji.emojis import load_labels
 from deepmoji.errors import InputError, TrainingError
 from deepmoji.insight import (
     draw_plots,
+    markdown,
     nearest_labels,
     phrase_predictions,
     read_sentiments,
@@ -62,7 +63,9 @@ def pretrain(
     sentiment_ranking: Path | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
-    """Train on a token store and write a model folder with plots and insight.json to `out`; returns the metrics.
+    """Train on a token store; returns the metrics.
+
+    `out` becomes a model folder with a report.md of what was learned, its plots, and insight.json, the same as data.
 
     The metrics are those of `evaluate` on the test split, and more. Under torchrun the first process writes; the
     others return {} when the training is done. `sentiment_ranking`: a CSV of emojis with sentiment counts, against
@@ -124,6 +127,7 @@ def pretrain(
 
     def attach(folder: Path) -> None:
         write_json(folder / "insight.json", insight)
+        (folder / "report.md").write_text(markdown(metrics, insight), encoding="utf-8")
         draw_plots(folder / "plots", np.array(metrics["confusion"]), likeness, labels, history)
 
     save_model(

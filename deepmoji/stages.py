@@ -135,10 +135,11 @@ def validate(project: Project) -> Numbers:
     del options["max_unknown_share"]  # of the tokens, which come after this stage
     with stage_run(project, "validate") as run:
         out = project.artifacts / "validation"
+        corpus, sets = project.artifacts / "corpus", project.artifacts / "datasets"
+        run.dataset("corpus", digest(corpus), "artifacts/corpus")
+        _name_sets(run, sets)
         try:
-            numbers = validation.validate(
-                project.artifacts / "corpus", project.artifacts / "datasets", out, report=run.metrics, **options
-            )
+            numbers = validation.validate(corpus, sets, out, report=run.metrics, **options)
         finally:
             # A failed validation is the one whose report somebody wants to read.
             if out.is_dir():
@@ -181,8 +182,8 @@ def pretrain(project: Project) -> Numbers:
         run.dataset("tokens", digest(source), "artifacts/tokens", int(rows))
         numbers = run_pretrain(source, out, report=run.metrics, **options)
         run.metrics(flatten(numbers), 0)
-        run.artifacts(out / "plots")
-        run.artifacts(out / "metrics.json")
+        for name in ("report.md", "plots", "metrics.json"):
+            run.artifacts(out / name)
         project.write_numbers("pretrain", numbers)
     return numbers
 
@@ -230,7 +231,7 @@ def seed_reporter(run: tracking.Run, dataset: str, method: str) -> Callable[[int
     def report_seed(seed: int, numbers: Mapping[str, Any]) -> None:
         nonlocal began
         params = {"method": method, "dataset": dataset, "seed": seed}
-        run.child(f"{dataset}/{method}/seed {seed}", params, flatten(numbers), began)
+        run.child(f"{dataset}/{method}/seed {seed}", params, flatten(numbers), began, dataset)
         began = time.time()  # one seed comes after the other
 
     return report_seed
@@ -389,9 +390,10 @@ def benchmark(project: Project) -> Numbers:
     from deepmoji import benchmark as bench
 
     with stage_run(project, "benchmark") as run:
-        out = project.artifacts / "benchmark"
+        out, sets = project.artifacts / "benchmark", project.artifacts / "datasets"
+        _name_sets(run, sets)
         numbers = bench.benchmark(
-            project.artifacts / "datasets",
+            sets,
             project.artifacts / "finetuned",
             out,
             methods=project.params.finetune.methods,
@@ -405,6 +407,11 @@ def benchmark(project: Project) -> Numbers:
         _report_baselines(run, out / "report.json")
         project.write_numbers("benchmark", numbers)
     return numbers
+
+
+def _name_sets(run: tracking.Run, sets: Path) -> None:
+    for table in sorted(sets.glob("*.parquet")):
+        run.dataset(table.stem, digest(table), "artifacts/datasets")
 
 
 def _report_baselines(run: tracking.Run, report: Path) -> None:

@@ -29,7 +29,7 @@ from deepmoji.provenance import hide_secrets as hide_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient as MlflowClient  # `as`: registry names these types through this module
-    from mlflow.entities import Metric
+    from mlflow.entities import DatasetInput, Metric
     from mlflow.entities.model_registry import ModelVersion as ModelVersion
 
 log = logging.getLogger(__name__)
@@ -213,6 +213,7 @@ class Run:
         self.uri = uri
         self.client = door
         self.tags = tags
+        self._inputs: dict[str, DatasetInput] = {}
         self._waiting: list[Metric] = []
         self._sent = time.monotonic()
 
@@ -236,8 +237,8 @@ class Run:
                 self.client.log_batch(self.run_id, metrics=self._waiting[:BATCH])
             del self._waiting[:BATCH]
 
-    def dataset(self, name: str, digest: str, source: str, rows: int) -> None:
-        """Name the data that went in: its digest (at most 36 characters), where it lay, and how many rows."""
+    def dataset(self, name: str, digest: str, source: str, rows: int | None = None) -> None:
+        """Name the data that went in: its digest (at most 36 characters), where it lay, how many rows if known."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
         entry = Dataset(
@@ -245,10 +246,11 @@ class Run:
             digest=digest[:36],
             source_type="local",
             source=json.dumps({"uri": hide_secrets(source)}),
-            profile=json.dumps({"num_rows": rows}),
+            profile=None if rows is None else json.dumps({"num_rows": rows}),
         )
+        self._inputs[name] = DatasetInput(entry, [InputTag("mlflow.data.context", "input")])
         with asking(self.uri, f"record the dataset {name}"):
-            self.client.log_inputs(self.run_id, [DatasetInput(entry, [InputTag("mlflow.data.context", "input")])])
+            self.client.log_inputs(self.run_id, [self._inputs[name]])
 
     def artifacts(self, path: Path) -> None:
         """Keep a file, or a folder under its own name, with the run."""
@@ -265,16 +267,24 @@ class Run:
             self.client.set_tag(self.run_id, key(name), hide_secrets(value))
 
     def child(
-        self, name: str, params: Mapping[str, Any], metrics: Mapping[str, float], began: float | None = None
+        self,
+        name: str,
+        params: Mapping[str, Any],
+        metrics: Mapping[str, float],
+        began: float | None = None,
+        dataset: str | None = None,
     ) -> str:
         """A finished run below this one, as for one seed of a method on a dataset; returns its id.
 
-        began: when its work did, in seconds since 1970; None: just now.
+        began: when its work did, in seconds since 1970; None: just now. dataset: the name of this run's data that
+        went into the child.
         """
         tags = self.tags | {key(k): str(v) for k, v in params.items()} | {"mlflow.parentRunId": self.run_id}
         with asking(self.uri, f"record the run {name}"):
             start = None if began is None else round(began * 1000)
             made = self.client.create_run(self.experiment_id, start, tags, name)
+            if dataset is not None:
+                self.client.log_inputs(made.info.run_id, [self._inputs[dataset]])
         run = Run(self.client, self.uri, self.experiment_id, made.info.run_id, tags)
         run.parameters(params)
         run.metrics(metrics)

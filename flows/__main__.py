@@ -51,7 +51,7 @@ def pipeline(context: click.Context, preset: str | None, data: Path | None, prom
         from flows.summary import last_screen
 
         with asking_prefect():
-            results = pipeline_flow(str(root), params.preset, promote)
+            results = pipeline_flow(str(root), promote)
     click.echo(last_screen(root, results, time.monotonic() - started))
 
 
@@ -164,10 +164,12 @@ def trigger(root: Path, name: str, given: tuple[str, ...], queue: str | None) ->
         raise UsageError(f"The parameter {wrong[0]!r} has no value: write it as NAME=VALUE.")
     from flows.deployments import trigger as trigger_there
 
+    try:
+        parameters = {n: yaml.safe_load(v) for n, _, v in (text.partition("=") for text in given)}
+    except yaml.YAMLError as error:
+        raise UsageError(f"A parameter is no YAML ({' '.join(str(error).split())}): quote its value.") from None
     with asking_prefect():
-        place = trigger_there(
-            root, name, {n: yaml.safe_load(v) for n, _, v in (t.partition("=") for t in given)}, queue
-        )
+        place = trigger_there(root, name, parameters, queue)
     click.echo(f"Watch it at {place}")
 
 

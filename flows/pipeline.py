@@ -28,6 +28,7 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
 from deepmoji.cli import TEMPORARY
+from deepmoji.config import load_params
 from deepmoji.errors import DeepMojiError
 from deepmoji.stages import Project, flatten
 from flows.environment import project_of
@@ -192,12 +193,14 @@ def stage_numbers(root: Path, stage: str) -> dict[str, float]:
     if stage != "finetune":
         path = root / "artifacts" / "metrics" / f"{stage}.json"
         return flatten(json.loads(path.read_text(encoding="utf-8")))
+    params = load_params(root / "params.yaml")
     numbers: dict[str, float] = {}
     for path in sorted((root / "artifacts" / "finetuned").glob("*/*/results.json")):
-        results = json.loads(path.read_text(encoding="utf-8"))
-        numbers[f"{path.parts[-3]} {path.parts[-2]} {results['metric']}"] = float(
-            results["mean"]["test"][results["metric"]]
-        )
+        name, method = path.parts[-3:-1]
+        if name in params.datasets.names and method in params.finetune.methods:  # the others are left from before
+            results = json.loads(path.read_text(encoding="utf-8"))
+            metric = results["metric"]
+            numbers[f"{name} {method} {metric}"] = float(results["mean"]["test"][metric])
     return numbers
 
 
@@ -233,14 +236,17 @@ def side_by_side() -> TaskRunner[PrefectFuture[Any]]:
 
 
 def run_name() -> str:
-    """pipeline-<preset>, or pipeline-deployed where a deployment leaves the preset to params.yaml."""
-    return f"pipeline-{flow_run.get_parameters().get('preset') or 'deployed'}"
+    """pipeline-<preset of params.yaml>, or pipeline where that cannot be read: the run then fails and says why."""
+    with suppress(DeepMojiError):
+        root = project_of(flow_run.get_parameters().get("root"))
+        return f"pipeline-{load_params(root / 'params.yaml').preset}"
+    return "pipeline"
 
 
 @flow(
     name="pipeline", flow_run_name=run_name, retries=0, on_failure=[tell], on_crashed=[tell], task_runner=side_by_side()
 )
-def pipeline(root: str | None = None, preset: str | None = None, promote: bool = True) -> list[StageResult]:
+def pipeline(root: str | None = None, promote: bool = True) -> list[StageResult]:
     """Every stage in order, then the release gate. Without `root`, of the project that the worker stands in."""
     project = project_of(root)
     with one_run(project):

@@ -27,6 +27,7 @@ def last_screen(root: Path, results: Sequence["StageResult"], seconds: float) ->
         "",
         "Where to look",
         f"  report      {root / 'artifacts' / 'benchmark' / 'report.md'}",
+        f"  emojis      {root / 'artifacts' / 'pretrained' / 'report.md'}",
         f"  validation  {root / 'artifacts' / 'validation' / 'validation.html'}",
         f"  MLflow      make ui   (runs and models of {tracking.hide_secrets(tracking.tracking_uri(root))})",
         "Ask it",

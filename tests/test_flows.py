@@ -85,7 +85,7 @@ def test_what_the_run_cache_knows_counts_as_up_to_date(project: Path) -> None:
 def test_a_second_run_is_refused_while_one_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
     with lock.one_run(project), pytest.raises(DeepMojiError, match="Another run"):
-        pipeline(str(project), "sample")
+        pipeline(str(project))
     assert not (project / "tries").exists()
 
 
@@ -110,10 +110,10 @@ def test_a_run_that_was_killed_keeps_no_other_from_completing(tmp_path: Path, mo
     (root / "dvc.yaml").write_text(before)
     monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
     with pytest.raises(DeepMojiError, match="A stage of a run that was killed"):
-        pipeline(str(root), "sample", promote=False)
+        pipeline(str(root), promote=False)
     assert not (root / "ran.txt").exists() or "slow" not in (root / "ran.txt").read_text()
     monkeypatch.setattr(lock, "LOCK_SECONDS", 60.0)
-    assert [result.stage for result in pipeline(str(root), "sample", promote=False)] == list(STAGES)
+    assert [result.stage for result in pipeline(str(root), promote=False)] == list(STAGES)
     assert mini.ran(root) == list(STAGES)
 
 
@@ -164,7 +164,7 @@ def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytes
     text = (root / "dvc.yaml").read_text()
     (root / "dvc.yaml").write_text(text.replace("echo validate >> ran.txt", "sleep 100; echo validate >> ran.txt"))
     with pytest.raises(DeepMojiError, match="The stage validate was ended after 5 seconds"):
-        pipeline(str(root), "sample", promote=False)
+        pipeline(str(root), promote=False)
     assert "validate" not in (root / "ran.txt").read_text()
 
 

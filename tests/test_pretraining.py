@@ -68,6 +68,10 @@ def test_the_stage_learns_and_writes_a_whole_model_folder(tokens: Path, tmp_path
     assert {"plots/confusion.png", "plots/learning.png", "plots/dendrogram.png", "insight.json"} <= set(written)
     insight = json.loads(written["insight.json"])
     assert set(insight["nearest"]) == set(LABELS) and len(insight["phrases"]) == 10
+    report = written["report.md"].decode()
+    assert all(f"]({name})" in report for name in written if name.startswith("plots/"))
+    assert all(f"| {row['text']} | {row['labels'][0]['label']} " in report for row in insight["phrases"])
+    assert f"| {LABELS[0]} | {' '.join(insight['nearest'][LABELS[0]])} | " in report
     assert not (tmp_path / "state" / STATE_FILE).exists()
 
 

@@ -181,7 +181,7 @@ def test_a_refused_promotion_is_told_once(
     gates.write_text(before.replace("top5: 0.0", "top5: 0.99"))
     try:
         with pytest.raises(RegistryError, match="top5"):
-            pipeline(str(project), "sample")
+            pipeline(str(project))
     finally:
         gates.write_text(before)
     [message] = webhook[1]

@@ -66,7 +66,8 @@ def test_a_run_keeps_everything_that_is_told(root: Path, tmp_path: Path, capfd: 
         run.artifacts(plots)
         run.artifacts(plots / "one.txt")
         run.tag("note", "seen")
-        child = run.child("seed 1", {"seed": 1}, {"accuracy": 0.75}, began=1000.5)
+        run.dataset("labels", "def456", "artifacts/datasets")
+        child = run.child("seed 1", {"seed": 1}, {"accuracy": 0.75}, began=1000.5, dataset="labels")
     kept = read(root, run.run_id)
     assert kept.info.status == "FINISHED"
     assert kept.data.params == {"epochs": "3", "patience": "null", "names": '["a", "ö"]', "label": "text"}
@@ -74,7 +75,7 @@ def test_a_run_keeps_everything_that_is_told(root: Path, tmp_path: Path, capfd: 
     assert kept.data.metrics["per_label.face_with_tears_of_joy"] == 0.5
     door = tracking.client(tracking.tracking_uri(root))
     assert [m.value for m in door.get_metric_history(run.run_id, "loss")] == [3.0, 2.0, 1.0]
-    entry = kept.inputs.dataset_inputs[0].dataset
+    (entry,) = (one.dataset for one in kept.inputs.dataset_inputs if one.dataset.name == "tweets")
     assert (entry.name, entry.digest) == ("tweets", "abc123")
     assert json.loads(entry.profile) == {"num_rows": 42}
     assert {file.path for file in door.list_artifacts(run.run_id)} == {"plots", "one.txt"}
@@ -90,6 +91,7 @@ def test_a_run_keeps_everything_that_is_told(root: Path, tmp_path: Path, capfd: 
     assert below.info.start_time == 1_000_500
     assert below.data.tags["mlflow.parentRunId"] == run.run_id
     assert below.data.metrics == {"accuracy": 0.75}
+    assert [(one.dataset.name, one.dataset.digest) for one in below.inputs.dataset_inputs] == [("labels", "def456")]
     printed = capfd.readouterr()
     assert printed.out == "" and printed.err == ""
 
