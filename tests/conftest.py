@@ -1,4 +1,4 @@
-"""Every test runs in its own surroundings: no user settings, no network, no telemetry, servers of its own."""
+"""Every test runs in its own surroundings: no user settings, no telemetry, own servers, no network (`run_in`)."""
 
 import os
 import shutil
@@ -93,17 +93,25 @@ significance: null
 """
 
 
+def network_notes(project: Path) -> Path:
+    """Where the processes of a project note what they tried to reach; it is there once one has run."""
+    return project.with_name(f"{project.name}-network.txt")
+
+
 def run_in(
     project: Path, *command: str, timeout: float = 200, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command inside a project as a user would, with this environment's commands on the PATH.
 
+    A connection off this machine fails, and is noted in `network_notes`.
     variables: of the environment, besides the tests' own.
     """
     environment = os.environ | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "DEEPMOJI_PROJECT": str(project),
-        "PYTHONPATH": str(project),  # the copy's own code, not the checkout's
+        # The copy's own code, not the checkout's.
+        "PYTHONPATH": os.pathsep.join([str(project), str(ROOT / "tests" / "offline")]),
+        "DEEPMOJI_TRIED": str(network_notes(project)),
     }
     for name in list(environment):
         if name == "DEEPMOJI_DATA" or name.startswith(USERS_OWN):

@@ -17,7 +17,7 @@ import yaml
 from prefect.settings import PREFECT_API_URL
 
 from flows.warm import warm
-from tests.conftest import TINY_GATES, run_in
+from tests.conftest import TINY_GATES, network_notes, run_in
 
 FLOWS = (sys.executable, "-m", "flows")
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
@@ -128,6 +128,15 @@ def test_the_champion_answers(tiny_project: Path) -> None:
     done = run_in(tiny_project, sys.executable, "-c", script)
     assert done.returncode == 0, done.stderr
     assert len(done.stdout.strip()) in (1, 2)
+
+
+@pytest.mark.usefixtures("promoted")
+def test_the_road_stays_on_this_machine(tiny_project: Path, tmp_path: Path) -> None:
+    assert network_notes(tiny_project).read_text() == ""
+    code = "import urllib.request; urllib.request.urlopen('http://example.org')"
+    done = run_in(tiny_project, sys.executable, "-c", code, variables={"DEEPMOJI_TRIED": str(tmp_path / "notes")})
+    assert "tests use no network: example.org" in done.stderr
+    assert (tmp_path / "notes").read_text() == "example.org\n"
 
 
 @pytest.mark.usefixtures("promoted")
