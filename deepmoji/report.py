@@ -72,7 +72,9 @@ def markdown(content: Mapping[str, Any]) -> str:
         _wins(content),
         "## Set by set",
         f"Interval: 95 % of {content['bootstrap']:,} resamples of the test rows. Gain: {reference} minus the row, with "
-        "its interval and two-sided p-value on the same resamples, not corrected for the number of comparisons.",
+        "its interval and two-sided p-value on the same resamples, not corrected for the number of comparisons. Other "
+        "test rows would give other figures by as much; what another seed of a training changes is in the standard "
+        "deviation alone.",
     ]
     for name, entry in content["datasets"].items():
         parts += [f"### {name}", _facts(entry), _table_of(entry), f"![{name}]({name}.png)"]
@@ -137,7 +139,7 @@ def _wins(content: Mapping[str, Any]) -> str:
             lines.append([label, *map(str, (len(both), higher, sure, worse, ahead))])
     if not lines:
         return f"No set has both {content['reference']} and another row."
-    return table(["against", "sets", "higher", "surely higher", "surely lower", "chosen higher"], lines)
+    return table(["against", "sets", "higher", "higher, p < .05", "lower, p < .05", "chosen higher"], lines)
 
 
 def _facts(entry: Mapping[str, Any]) -> str:
