@@ -1,7 +1,7 @@
 """The pretraining stage: predict which emoji stood in the text (paper, section 3.1), then say how well it does.
 
-deepmoji pretrain                                    one process, CPU or GPU
-torchrun --nproc-per-node 2 -m deepmoji pretrain     the same stage on more
+deepmoji pretrain                                                 one process, CPU or GPU
+torchrun --standalone --nproc-per-node 2 -m deepmoji pretrain     the same stage on more
 """
 
 import logging

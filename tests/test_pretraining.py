@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from deepmoji.checkpoints import STATE_FILE, load_model
 from deepmoji.errors import InputError, TrainingError
@@ -21,9 +23,9 @@ from deepmoji.insight import describe, nearest_labels, read_sentiments, sentimen
 from deepmoji.pretraining import evaluate, label_mixes, pretrain
 from deepmoji.tokens import write_store
 from deepmoji.vocabulary import SPECIALS, Vocabulary
+from tests.conftest import ROOT, run_in
 from tests.synthetic import WORDS, examples
 
-ROOT = Path(__file__).resolve().parents[1]
 LABELS = ["😂", "😒", "😍", "💔"]
 OPTIONS: dict[str, Any] = {
     "embedding_size": 8, "hidden_size": 6, "embedding_dropout": 0.0, "final_dropout": 0.0, "attention": True,
@@ -223,11 +225,28 @@ def two_processes(tokens: Path, out: Path, dies_at: int = 0) -> list[tuple[int, 
             process.kill()
 
 
-def test_two_processes_follow_the_loss_curve_of_one(tokens: Path, tmp_path: Path) -> None:
+def write_project(folder: Path, tokens: Path) -> Path:
+    """A project of these tokens, and of OPTIONS for the stage."""
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["pretrain"] |= OPTIONS
+    folder.mkdir()
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copytree(tokens, folder / "artifacts" / "tokens")
+    return folder
+
+
+def test_two_processes_of_torchrun_follow_the_loss_curve_of_one(tokens: Path, tmp_path: Path) -> None:
     pretrain(tokens, tmp_path / "alone", **OPTIONS)
-    assert [code for code, _ in two_processes(tokens, tmp_path)] == [0, 0]
-    assert not (tmp_path / "model1").exists() and not (tmp_path / "state1").exists()  # rank 0 alone writes
-    alone, together = (load_model(tmp_path / name).metrics["history"] for name in ("alone", "model0"))
+    project = write_project(tmp_path / "project", tokens)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "deepmoji", "pretrain"]
+    done = run_in(project, sys.executable, *command, variables={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    nothing, numbers = sorted(map(json.loads, done.stdout.splitlines()), key=len)  # rank 0 alone has some
+    assert nothing == {} and numbers["epochs"] == OPTIONS["epochs"]
+    alone, together = (
+        load_model(folder).metrics["history"] for folder in (tmp_path / "alone", project / "artifacts" / "pretrained")
+    )
     for mine, theirs in zip(together, alone, strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-4)
         assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-4)
@@ -239,7 +258,7 @@ def test_a_dead_process_is_a_clear_error_within_a_minute(tokens: Path, tmp_path:
     assert dead == -signal.SIGKILL
     assert code == 1 and "TrainingError: Another process of this training died" in errors
     assert time.monotonic() - begin < 60 + 30  # 30 s to start both
-    assert (tmp_path / "state0" / STATE_FILE).is_file()
+    assert (tmp_path / "state0" / STATE_FILE).is_file() and not (tmp_path / "state1").exists()  # rank 0 alone writes
 
 
 def test_processes_that_do_not_meet_are_one_sentence(

@@ -48,6 +48,7 @@ ORDER = (
     {"stages"},
     {"intake"},
     {"cli"},
+    {"__main__"},
 )
 DOORS = {
     "mlflow": {"tracking", "pyfunc"},
