@@ -226,13 +226,13 @@ def resolve(path_or_uri: str | Path, root: Path) -> Path:
 
 
 def default_model(root: Path | None) -> str:
-    """What answers when no model is named: the project's champion, or the starter model while there is none."""
-    if root is None:
+    """What answers when no model is named: the project's champion, or the starter model while there is none.
+
+    RegistryError: there is a registry, and it cannot be used.
+    """
+    if root is None or _is_missing(tracking.tracking_uri(root)) or champion(root) is None:
         return STARTER
-    try:
-        return f"models:/{NAME}@{CHAMPION}" if champion(root) is not None else STARTER
-    except RegistryError:  # nothing was ever registered here
-        return STARTER
+    return f"models:/{NAME}@{CHAMPION}"
 
 
 def load(path_or_uri: str | Path, *, root: Path | None = None, **options: Any) -> "Model":
@@ -252,10 +252,15 @@ def load(path_or_uri: str | Path, *, root: Path | None = None, **options: Any) -
 
 def _open(root: Path, reading: bool = False) -> Registry:
     uri = tracking.tracking_uri(root)
-    if reading and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if reading and _is_missing(uri):
         raise RegistryError(f"Nothing was ever registered in {root.resolve()}: run the pipeline first (`make run`).")
     tracking.prepare(root)
     return Registry(root, uri, tracking.client(uri))
+
+
+def _is_missing(uri: str) -> bool:
+    """Whether `uri` is a database file that was never made; asking MLflow would make it."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
 
 
 @contextmanager
