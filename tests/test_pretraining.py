@@ -17,6 +17,7 @@ import pytest
 import torch
 import yaml
 
+from deepmoji import stages
 from deepmoji.checkpoints import STATE_FILE, load_model
 from deepmoji.errors import InputError, TrainingError
 from deepmoji.insight import describe, nearest_labels, read_sentiments, sentiment_agreement, similarities
@@ -173,6 +174,47 @@ def test_labels_are_described_with_what_the_font_can_write() -> None:
     assert describe("😂").endswith("face with tears of joy")
 
 
+# --- the stage in a project ------------------------------------------------------------------------------------------
+
+
+def write_project(folder: Path, tokens: Path) -> Path:
+    """A project of these tokens, and of OPTIONS for the stage."""
+    folder.mkdir()
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copytree(tokens, folder / "artifacts" / "tokens")
+    return with_options(folder)
+
+
+def with_options(folder: Path, **options: Any) -> Path:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["pretrain"] |= OPTIONS | options
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def test_a_killed_training_waits_while_other_settings_train(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "deepmoji")
+    project = write_project(tmp_path / "project", tokens)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("deepmoji.training._finish_epoch", killed)
+        stages.pretrain(stages.Project(project))
+    (waiting,) = (project / ".state" / "checkpoints").iterdir()
+    assert "kept for" not in caplog.text
+    stages.pretrain(stages.Project(with_options(project, learning_rate=0.01)))
+    assert f"{waiting}: kept for when their settings and data are back" in caplog.text
+    assert list(waiting.parent.iterdir()) == [waiting]
+    assert "going on" not in caplog.text
+    stages.pretrain(stages.Project(with_options(project, checkpoint_seconds=60.0)))
+    assert "going on at step 13" in caplog.text
+    assert list(waiting.parent.iterdir()) == []
+
+
 # --- two processes -------------------------------------------------------------------------------------------------
 
 RANK = """
@@ -223,17 +265,6 @@ def two_processes(tokens: Path, out: Path, dies_at: int = 0) -> list[tuple[int, 
     finally:
         for process in ranks:
             process.kill()
-
-
-def write_project(folder: Path, tokens: Path) -> Path:
-    """A project of these tokens, and of OPTIONS for the stage."""
-    content = yaml.safe_load((ROOT / "params.yaml").read_text())
-    content["pretrain"] |= OPTIONS
-    folder.mkdir()
-    (folder / "params.yaml").write_text(yaml.safe_dump(content))
-    (folder / "dvc.yaml").write_text("stages: {}\n")
-    shutil.copytree(tokens, folder / "artifacts" / "tokens")
-    return folder
 
 
 def test_two_processes_of_torchrun_follow_the_loss_curve_of_one(tokens: Path, tmp_path: Path) -> None:
