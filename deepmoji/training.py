@@ -241,16 +241,17 @@ def _run_epoch(
             loss = run.losses(logits, batch.targets).sum() * share
             # DDP averages over processes, so that together they follow the mean over the whole batch.
             torch.autograd.backward(loss * (run.world / len(chosen)))
-            clip_gradients(trained, run.clip_norm)
+            norm = clip_gradients(trained, run.clip_norm)
             for optimiser in optimisers:
                 optimiser.step()
             total += loss.detach()
             progress.batch += 1
             progress.step += 1
             progress.examples += len(chosen)
-            meter.batch(len(batch.lengths), int(batch.lengths.sum()), batch.ids.numel(), loss.detach(), progress.step)
+            tokens, cells = int(batch.lengths.sum()), batch.ids.numel()
+            meter.batch(len(batch.lengths), tokens, cells, loss.detach(), norm, progress.step)
             if _is_due(run, progress.step, saved):
-                meter.flush(progress.step)
+                meter.flush(progress.step)  # raises before weights that are no numbers are saved
                 _take_over(run, progress, total)
                 _save(run, progress, best, optimisers, identity)
                 saved = time.monotonic()
