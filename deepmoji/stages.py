@@ -171,6 +171,7 @@ def tokenize(project: Project, map_shards: "MapShards | None" = None) -> Numbers
 
 def pretrain(project: Project) -> Numbers:
     from deepmoji.pretraining import pretrain as run_pretrain
+    from deepmoji.tokens import read_meta
 
     source, out = project.artifacts / "tokens", project.artifacts / "pretrained"
     options = _pretrain_options(project)
@@ -180,8 +181,7 @@ def pretrain(project: Project) -> Numbers:
         # Under torchrun the first process alone writes and tells MLflow.
         return run_pretrain(source, out, **options)
     with stage_run(project, "pretrain") as run:
-        rows = json.loads((source / "train" / "meta.json").read_text(encoding="utf-8"))["rows"]
-        run.dataset("tokens", tokens, "artifacts/tokens", int(rows))
+        run.dataset("tokens", tokens, "artifacts/tokens", int(read_meta(source / "train")["rows"]))
         numbers = run_pretrain(source, out, report=run.metrics, **options)
         run.metrics(flatten(numbers), 0)
         run.artifacts(out / "plots")

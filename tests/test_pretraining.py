@@ -215,6 +215,14 @@ def test_a_killed_training_waits_while_other_settings_train(
     assert list(waiting.parent.iterdir()) == []
 
 
+def test_a_damaged_store_is_one_sentence_of_the_stage(tokens: Path, tmp_path: Path) -> None:
+    project = write_project(tmp_path / "project", tokens)
+    meta = project / "artifacts" / "tokens" / "train" / "meta.json"
+    meta.write_text(meta.read_text()[:20])
+    with pytest.raises(InputError, match=r"meta\.json cannot be read: run tokenize again"):
+        stages.pretrain(stages.Project(project))
+
+
 # --- two processes -------------------------------------------------------------------------------------------------
 
 RANK = """
