@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from deepmoji.checkpoints import reason, save_model
 from deepmoji.emojis import load_labels
-from deepmoji.errors import InputError
+from deepmoji.errors import InputError, UsageError
 from deepmoji.model import DeepMoji
 from deepmoji.vocabulary import SPECIALS, Vocabulary
 
@@ -39,6 +39,7 @@ def import_weights(
     `vocabulary`: the {word: id} JSON the weights were trained with; without it, words are named by their number
     (`<10>`), which serves id input only. `labels`: a label set or a file of one, or the names; default is the 64
     emojis for 64 outputs, else "0", "1", ... InputError: not such a file, or a layer is missing or misshapen.
+    UsageError: .hdf5 without h5py.
     """
     path, out = Path(path), Path(out)
     arrays = _read(path)
@@ -74,8 +75,10 @@ def _read(path: Path) -> dict[str, Array]:
 
 def _read_keras(path: Path) -> dict[str, Array]:
     """Layers by what they hold: one matrix embeds, six arrays are a BiLSTM, a vector attends, two end the model."""
-    import h5py
-
+    try:
+        import h5py
+    except ImportError:
+        raise UsageError(f"{path} is HDF5, for which h5py is missing: run `pip install 'deepmoji[keras]'`.") from None
     try:
         with h5py.File(path) as file:
             layers = _keras_layers(file)

@@ -1,6 +1,7 @@
 """Published weights: both formats, any sizes, every way in which a file is not one."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 
 from deepmoji.checkpoints import ModelFolder, load_model
 from deepmoji.cli import main
-from deepmoji.errors import InputError
+from deepmoji.errors import InputError, UsageError
 from deepmoji.model import DeepMoji, Task, lengths_of, probabilities
 from deepmoji.vocabulary import SPECIALS, Vocabulary
 from deepmoji.weights import import_weights
@@ -162,6 +163,13 @@ def test_files_that_are_no_weights_are_one_sentence(tmp_path: Path, content: byt
     with pytest.raises(InputError) as caught:
         import_weights(tmp_path / "w", tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+def test_keras_weights_without_h5py_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_keras(tmp_path / "w.hdf5", keras_layers(source(3)))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UsageError, match=r"run `pip install 'deepmoji\[keras\]'`"):
+        import_weights(tmp_path / "w.hdf5", tmp_path / "m")
 
 
 def test_the_command_names_the_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
