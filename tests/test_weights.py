@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from deepmoji.checkpoints import ModelFolder, load_model
 from deepmoji.cli import main
 from deepmoji.errors import InputError, UsageError
+from deepmoji.inference import load_folder
 from deepmoji.model import DeepMoji, Task, lengths_of, probabilities
 from deepmoji.vocabulary import SPECIALS, Vocabulary
 from deepmoji.weights import import_weights
@@ -111,6 +112,16 @@ def test_vocabulary_and_labels_are_kept(tmp_path: Path) -> None:
     import_weights(str(tmp_path / "w.hdf5"), str(tmp_path / "m"), vocabulary=tmp_path / "v.json", labels=["no", "yes"])
     found = load_model(tmp_path / "m")
     assert found.vocabulary.words[-1] == "19" and found.labels == ("no", "yes")
+
+
+def test_weights_without_a_vocabulary_take_ids_and_refuse_texts(tmp_path: Path) -> None:
+    write_keras(tmp_path / "w.hdf5", keras_layers(source(2)))
+    import_weights(tmp_path / "w.hdf5", tmp_path / "m")
+    model = load_folder(tmp_path / "m")
+    assert model.probabilities_from_ids(np.array([[12, 13]])).shape == (1, 2)
+    for ask in (model.predict, model.encode, model.explain):
+        with pytest.raises(UsageError, match="import its weights again with --vocabulary"):
+            ask(["love"])
 
 
 def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
