@@ -144,16 +144,7 @@ def _keras_lstm(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
 def _read_torchmoji(path: Path) -> dict[str, Array]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        UnpicklingError,
-        ValueError,
-        LookupError,
-        TypeError,
-        struct.error,
-    ) as error:
+    except TORCH_READ_ERRORS as error:
         raise InputError(
             f"{path} is no plain torch weights file ({reason(error)}): download the torchMoji weights again."
         ) from None
