@@ -405,8 +405,10 @@ def _resolve(path_or_uri: str | Path, root: Path | None) -> tuple[Path, str]:
 
 def _origin(version: "ModelVersion") -> str:
     """What a reader of answers must know: a model of the sample has seen no real text."""
+    if version.tags.get("synthetic") == "yes":
+        return " (trained on the synthetic sample)"
     preset = version.tags.get("preset", "")
-    return " (trained on the synthetic sample)" if preset == "sample" else f" (preset {preset})" if preset else ""
+    return f" (preset {preset})" if preset else ""
 
 
 def _nearest_project() -> Path:

@@ -313,6 +313,8 @@ def test_a_registered_model_loads_by_uri(root: Path, registered: int, monkeypatc
     (root / "dvc.yaml").touch()
     monkeypatch.setenv("DEEPMOJI_PROJECT", str(root))
     np.testing.assert_array_equal(deepmoji.load(uri).probabilities(TEXTS), expected)
+    tracking.client(tracking.tracking_uri(root)).set_model_version_tag("deepmoji", str(registered), "synthetic", "yes")
+    assert registry.load(uri, root=root).name == f"{uri} (trained on the synthetic sample)"
     assert registry.resolve(root / "tiny", root) == root / "tiny"
 
 
