@@ -74,7 +74,7 @@ def pretrain(
     sentiments = read_sentiments(sentiment_ranking, labels) if sentiment_ranking is not None else None
     splits = {name: _load_split(tokens / name, vocabulary) for name in ("train", "val", "test")}
     max_length = int(read_meta(tokens / "train")["max_length"])
-    with _processes() as rank:
+    with processes() as rank:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = DeepMoji(
@@ -216,11 +216,21 @@ def _scores(scores: torch.Tensor, truth: torch.Tensor, weights: NDArray[np.float
 
 
 @contextmanager
-def _processes() -> Iterator[int]:
-    """Join the processes that torchrun started, if it did; yields this one's rank."""
+def processes() -> Iterator[int]:
+    """Join the processes that torchrun started, if it did; yields this one's rank. Inside of itself it does nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0
         return
+    if not dist.is_initialized():
+        _join()
+    try:
+        yield dist.get_rank()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
@@ -230,10 +240,6 @@ def _processes() -> Iterator[int]:
             f"The processes of this training did not find each other ({' '.join(str(error).split())[:200]}): "
             "start them with torchrun."
         ) from None
-    try:
-        yield dist.get_rank()
-    finally:
-        dist.destroy_process_group()
 
 
 def _card(metrics: dict[str, Any], model: DeepMoji, words: int, labels: Sequence[str]) -> str:

@@ -171,22 +171,25 @@ def tokenize(project: Project, map_shards: "MapShards | None" = None) -> Numbers
 
 def pretrain(project: Project) -> Numbers:
     from deepmoji.pretraining import pretrain as run_pretrain
+    from deepmoji.pretraining import processes
     from deepmoji.tokens import read_meta
 
     source, out = project.artifacts / "tokens", project.artifacts / "pretrained"
     options = _pretrain_options(project)
-    tokens = digest(source)
-    options["checkpoints"] = _checkpoints(project, options, tokens)
-    if os.environ.get("RANK", "0") != "0":
-        # Under torchrun the first process alone writes and tells MLflow.
-        return run_pretrain(source, out, **options)
-    with stage_run(project, "pretrain") as run:
-        run.dataset("tokens", tokens, "artifacts/tokens", int(read_meta(source / "train")["rows"]))
-        numbers = run_pretrain(source, out, report=run.metrics, **options)
-        run.metrics(flatten(numbers), 0)
-        run.artifacts(out / "plots")
-        run.artifacts(out / "metrics.json")
-        project.write_numbers("pretrain", numbers)
+    # Under torchrun: first of all, since the others wait only so long for one that asks MLflow.
+    with processes() as rank:
+        tokens = digest(source)
+        options["checkpoints"] = _checkpoints(project, options, tokens)
+        if rank > 0:
+            # The first process alone writes and tells MLflow.
+            return run_pretrain(source, out, **options)
+        with stage_run(project, "pretrain") as run:
+            run.dataset("tokens", tokens, "artifacts/tokens", int(read_meta(source / "train")["rows"]))
+            numbers = run_pretrain(source, out, report=run.metrics, **options)
+            run.metrics(flatten(numbers), 0)
+            run.artifacts(out / "plots")
+            run.artifacts(out / "metrics.json")
+            project.write_numbers("pretrain", numbers)
     return numbers
 
 

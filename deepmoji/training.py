@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 LOG_BATCHES = 50  # between two lines about speed and loss
 VALIDATION_BATCH = 512
+START_TIMEOUT = timedelta(minutes=10)  # until all processes of a distributed training are ready
 ExampleLosses = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), targets -> (B,)
 
 
@@ -117,6 +119,9 @@ def fit(
             model.to(run.device)
             # On the CPU a dense gradient of 50,000 rows would cost more than the rows it holds.
             model.embedding.sparse = run.device.type == "cpu"
+            if world > 1:
+                # Any of them may have had work to do before, as the first has with MLflow and the data's digests.
+                dist.barrier(dist.new_group(timeout=START_TIMEOUT, backend="gloo"))
             return FitResult(_run_phases(run, identity))
         except RuntimeError as error:
             _explain(error, world)

@@ -303,6 +303,10 @@ def test_a_dead_process_is_a_clear_error_within_a_minute(tokens: Path, tmp_path:
 def test_processes_that_do_not_meet_are_one_sentence(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    project = write_project(tmp_path / "project", tokens)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match="torchrun"):
         pretrain(tokens, tmp_path / "out", **OPTIONS)
+    with pytest.raises(TrainingError, match="torchrun"):
+        stages.pretrain(stages.Project(project))
+    assert not (project / ".state").exists()  # the first process joins before it asks MLflow
