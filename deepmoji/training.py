@@ -207,9 +207,8 @@ def _prepare(run: _Run, phase: Phase) -> tuple[nn.Module, list[torch.optim.Optim
         optimisers.append(torch.optim.Adam(others, phase.learning_rate, fused=True))
     if run.world == 1:
         return run.model, optimisers
-    ids = [run.device.index] if run.device.type == "cuda" else None
-    # A view of the bucket saves a copy of every gradient each step.
-    return DistributedDataParallel(run.model, device_ids=ids, gradient_as_bucket_view=True), optimisers
+    # A view of the bucket saves a copy of every gradient each step. Without device_ids the lengths stay on the CPU.
+    return DistributedDataParallel(run.model, gradient_as_bucket_view=True), optimisers
 
 
 def _run_epoch(
