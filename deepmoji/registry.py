@@ -238,8 +238,9 @@ def default_model(root: Path | None) -> str:
 def load(path_or_uri: str | Path, *, root: Path | None = None, **options: Any) -> "Model":
     """The model of a folder, of a registry URI or of the name `starter`; options as for `inference.load_folder`.
 
-    The registry is the one of the project `root`, by default the project that holds the working folder, or the
-    server that MLFLOW_TRACKING_URI names. RegistryError: no such model; InputError: not a model folder.
+    The registry is the one of the project `root`, by default the project that holds the working folder; where
+    MLFLOW_TRACKING_URI names a server, its, and the project keeps what is fetched. RegistryError: no such model;
+    InputError: not a model folder; UsageError: a URI outside of any project.
     """
     from deepmoji.inference import load_folder
 
