@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -163,9 +164,11 @@ def load_state(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 
 
 def clear_state(folder: Path) -> None:
-    """Remove the training state of a run that is done."""
+    """Remove the training state of a run that is done, and the folder if nothing else is in it."""
     for name in (STATE_FILE, Path(STATE_FILE).with_suffix(".tmp").name):
         (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def write_json(path: Path, content: Any) -> None:

@@ -247,21 +247,24 @@ def ablation(
 
 
 def _load(given: Path | None, model: str | None) -> "Model":
-    """The model that was asked for; if none was, the champion, and outside of a project the starter model."""
+    """The model that was asked for, and says which; without one the champion, outside of a project the starter."""
     from deepmoji import registry
 
+    root = None
     if model is None:
         try:
             root = _root(given)
         except UsageError:
             if given is not None:
                 raise
-            root = None
-        chosen = registry.default_model(root)
-        if chosen == STARTER:
+        model = registry.default_model(root)
+        if model == STARTER:
             click.echo("no champion here, so the starter model answers", err=True)
-        return registry.load(chosen, root=root)
-    return registry.load(model, root=_root(given) if model.startswith("models:") else None)
+    elif model.startswith("models:"):
+        root = _root(given)
+    loaded = registry.load(model, root=root)
+    click.echo(f"model: {loaded.name}", err=True)
+    return loaded
 
 
 def _texts(texts: Sequence[str], file: Path | None, column: str) -> Iterator[str]:
@@ -332,7 +335,6 @@ def predict(
     rows = list(_texts(texts, file, text_column))
     probabilities = loaded.probabilities(rows)
     answers, decisions = loaded.rank(probabilities, top), loaded.decide(probabilities)
-    click.echo(f"model: {loaded.name}", err=True)
     if shape == "csv":
         import csv
 
@@ -401,7 +403,6 @@ def evaluate(given: Path | None, model: str | None, corpus: Path | None) -> None
     from deepmoji import evaluation
 
     loaded = _load(given, model)
-    click.echo(f"model: {loaded.name}", err=True)
     click.echo(evaluation.show(evaluation.evaluate(loaded, corpus or _root(given) / "artifacts" / "corpus")))
 
 

@@ -4,6 +4,7 @@
 arguments of its stage's function, so nothing is configured elsewhere.
 """
 
+import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -224,6 +225,7 @@ def preset_names(project: Path) -> list[str]:
 def use_preset(project: Path, name: str, data: Path | None) -> Params:
     """Make a preset the project's params.yaml, optionally with another data folder.
 
+    A relative `data` is meant from the working folder, and written as the project, which reads it, finds it.
     Results of the preset before leave `artifacts/`; DVC's cache keeps them, and the next `dvc repro` under
     that preset brings them back without computing. Ablations stay: no cache has them, and each knows its options.
     """
@@ -237,6 +239,7 @@ def use_preset(project: Path, name: str, data: Path | None) -> Params:
     if data is not None:
         if not data.is_dir():
             raise UsageError(f"The data folder {data} is not there: name an existing folder with --data.")
+        data = data if data.is_absolute() else Path(os.path.relpath(data, project.resolve()))
         lines = text.splitlines(keepends=True)
         text = "".join(f"data: {yaml_string(str(data))}\n" if line.startswith("data:") else line for line in lines)
     target = project / "params.yaml"

@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 from deepmoji import validation
 from deepmoji import validation_frames as frames
 from deepmoji.errors import InputError
+from deepmoji.shards import open_shard
 from deepmoji.vocabulary import UNKNOWN, Vocabulary
 
 Floats = npt.NDArray[np.float64]
@@ -110,7 +111,7 @@ def _read(corpus: Path, words: Vocabulary, rows: int) -> Texts:
     """Texts are spread over the shards by their hash, so the first shards are as good a sample as any."""
     tables: list[pa.Table] = []
     for path in sorted(corpus.glob("part-*.parquet")):
-        tables.append(frames.open_shard(path).select(["text", "labels"]))
+        tables.append(open_shard(path).select(["text", "labels"]))
         if sum(table.num_rows for table in tables) >= rows:
             break
     if not sum(table.num_rows for table in tables):

@@ -9,9 +9,8 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from deepmoji.shards import read_batch, read_json, read_table, write_batches, write_beside, write_json
+from deepmoji.shards import open_shard, read_batch, read_json, read_table, write_batches, write_beside, write_json
 from deepmoji.splits import SPLITS
 from deepmoji.text import tokenize_column
 from deepmoji.vocabulary import MAX_WORD_LENGTH, UNKNOWN, Vocabulary
@@ -25,7 +24,7 @@ def split_part(piece: tuple[int, Path], *, folder: Path, partitions: int) -> Non
     marker = folder / f"places-{number:05d}.npz"
     if marker.is_file():
         return
-    table = pq.read_table(path, columns=["text", "split"])
+    table = open_shard(path, ["text", "split"])
     tokens, offsets = tokenize_column(table["text"].combine_chunks())
     tokens = tokens if pa.types.is_dictionary(tokens.type) else tokens.dictionary_encode()
     words = tokens.dictionary.cast(pa.string())
@@ -69,7 +68,7 @@ def encode_part(piece: tuple[int, Path], *, folder: Path, max_length: int, class
     ids_of = vocabulary.ids(words)
     with np.load(folder / f"places-{number:05d}.npz", allow_pickle=False) as places:
         ids, offsets = ids_of[places["index"]], places["offsets"]
-    table = pq.read_table(path, columns=["labels", "split"]).combine_chunks()
+    table = open_shard(path, ["labels", "split"]).combine_chunks()
     facts: dict[str, Any] = {}
     arrays: dict[str, npt.NDArray[Any]] = {}
     for name in SPLITS:

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from deepmoji.emojis import load_labels
 from deepmoji.errors import InputError, UsageError
 from deepmoji.inference import Model, load_folder
 from deepmoji.pretraining import evaluate as measure
+from deepmoji.shards import open_shard
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,8 @@ def evaluate(model: Model | Path, corpus: Path) -> dict[str, Any]:
     if isinstance(model, Path):
         model = load_folder(model)
     names = _labels(corpus, model)
-    table = ds.dataset(sorted(corpus.glob("part-*.parquet"))).to_table(
-        columns=["text", "labels", "source"], filter=pc.field("split") == "test"
-    )
+    parts = (open_shard(path, ["text", "labels", "source", "split"]) for path in sorted(corpus.glob("part-*.parquet")))
+    table = pa.concat_tables(part.filter(pc.field("split") == "test") for part in parts)
     if table.num_rows == 0:
         raise InputError(f"{corpus} has no test texts: run ingest with more rows.")
     rows = table.combine_chunks()
@@ -75,7 +74,7 @@ def show(numbers: Mapping[str, Any]) -> str:
 
 
 def _labels(corpus: Path, model: Model) -> Sequence[str]:
-    if not (corpus / "labels.json").is_file():
+    if not (corpus / "labels.json").is_file() or not any(corpus.glob("part-*.parquet")):
         raise InputError(f"{corpus} is no labelled corpus (part-*.parquet and labels.json): run ingest first.")
     names = load_labels(corpus / "labels.json").names
     if set(names) != set(model.labels):

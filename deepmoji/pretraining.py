@@ -1,7 +1,7 @@
 """The pretraining stage: predict which emoji stood in the text (paper, section 3.1), then say how well it does.
 
-deepmoji pretrain                                    one process, CPU or GPU
-torchrun --nproc-per-node 2 -m deepmoji pretrain     the same stage on more
+deepmoji pretrain                                                 one process, CPU or GPU
+torchrun --standalone --nproc-per-node 2 -m deepmoji pretrain     the same stage on more
 """
 
 import logging
@@ -77,7 +77,7 @@ def pretrain(
     sentiments = read_sentiments(sentiment_ranking, labels) if sentiment_ranking is not None else None
     splits = {name: _load_split(tokens / name, vocabulary) for name in ("train", "val", "test")}
     max_length = int(read_meta(tokens / "train")["max_length"])
-    with _processes() as rank:
+    with processes() as rank:
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             model = DeepMoji(
@@ -220,11 +220,21 @@ def _scores(scores: torch.Tensor, truth: torch.Tensor, weights: NDArray[np.float
 
 
 @contextmanager
-def _processes() -> Iterator[int]:
-    """Join the processes that torchrun started, if it did; yields this one's rank."""
+def processes() -> Iterator[int]:
+    """Join the processes that torchrun started, if it did; yields this one's rank. Inside of itself it does nothing."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield 0
         return
+    if not dist.is_initialized():
+        _join()
+    try:
+        yield dist.get_rank()
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _join() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
     try:
@@ -234,10 +244,6 @@ def _processes() -> Iterator[int]:
             f"The processes of this training did not find each other ({' '.join(str(error).split())[:200]}): "
             "start them with torchrun."
         ) from None
-    try:
-        yield dist.get_rank()
-    finally:
-        dist.destroy_process_group()
 
 
 def _card(metrics: dict[str, Any], model: DeepMoji, words: int, labels: Sequence[str]) -> str:

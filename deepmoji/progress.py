@@ -5,6 +5,7 @@ Speeds, padding and memory go to the log and to `report` only; results never hol
 
 import hashlib
 import logging
+import math
 import resource
 import sys
 import time
@@ -127,30 +128,36 @@ class Meter:
     def _restart(self) -> None:
         self.tokens = self.cells = self.examples = self.batches = 0
         self.loss: Tensor | float = 0.0
+        self.norm: Tensor | float = 0.0
         self.since = time.perf_counter()
 
-    def batch(self, examples: int, tokens: int, cells: int, loss: Tensor, step: int) -> None:
-        """Count one batch: `cells` is its padded size; `loss` the sum over its examples."""
+    def batch(self, examples: int, tokens: int, cells: int, loss: Tensor, norm: Tensor, step: int) -> None:
+        """Count one batch: `cells` is its padded size; `loss` the sum over its examples; `norm` the gradient's."""
         self.tokens += tokens
         self.cells += cells
         self.examples += examples
         self.batches += 1
         self.loss = self.loss + loss
+        self.norm = self.norm + norm  # read at the next line only, since that waits for the GPU
         self.done += 1
         self.bar.update()
         if self.batches == self.every:
             self.flush(step)
 
     def flush(self, step: int) -> None:
-        """Write one line about the batches since the last one. TrainingError: their loss is not a number."""
+        """Write one line about the batches since the last one.
+
+        TrainingError: their loss, or a gradient that the weights were changed by, is not a number.
+        """
         if not self.batches:
             return
         loss = float(self.loss) / self.examples
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise TrainingError(
-                f"The training loss became {loss} before step {step} of {self.name}: "
-                "lower the learning rate or use precision fp32, the last good checkpoint is intact."
-            )
+        for what, value in (("training loss", loss), ("gradient's norm", float(self.norm))):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"The {what} became {value} before step {step} of {self.name}: "
+                    "lower the learning rate or use precision fp32, the last good checkpoint is intact."
+                )
         rate = self.tokens / (time.perf_counter() - self.since)
         numbers = {
             "train_loss": loss,

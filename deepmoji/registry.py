@@ -226,20 +226,21 @@ def resolve(path_or_uri: str | Path, root: Path) -> Path:
 
 
 def default_model(root: Path | None) -> str:
-    """What answers when no model is named: the project's champion, or the starter model while there is none."""
-    if root is None:
+    """What answers when no model is named: the project's champion, or the starter model while there is none.
+
+    RegistryError: there is a registry, and it cannot be used.
+    """
+    if root is None or _is_missing(tracking.tracking_uri(root)) or champion(root) is None:
         return STARTER
-    try:
-        return f"models:/{NAME}@{CHAMPION}" if champion(root) is not None else STARTER
-    except RegistryError:  # nothing was ever registered here
-        return STARTER
+    return f"models:/{NAME}@{CHAMPION}"
 
 
 def load(path_or_uri: str | Path, *, root: Path | None = None, **options: Any) -> "Model":
     """The model of a folder, of a registry URI or of the name `starter`; options as for `inference.load_folder`.
 
-    The registry is the one of the project `root`, by default the project that holds the working folder, or the
-    server that MLFLOW_TRACKING_URI names. RegistryError: no such model; InputError: not a model folder.
+    The registry is the one of the project `root`, by default the project that holds the working folder; where
+    MLFLOW_TRACKING_URI names a server, its, and the project keeps what is fetched. RegistryError: no such model;
+    InputError: not a model folder; UsageError: a URI outside of any project.
     """
     from deepmoji.inference import load_folder
 
@@ -252,10 +253,15 @@ def load(path_or_uri: str | Path, *, root: Path | None = None, **options: Any) -
 
 def _open(root: Path, reading: bool = False) -> Registry:
     uri = tracking.tracking_uri(root)
-    if reading and uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+    if reading and _is_missing(uri):
         raise RegistryError(f"Nothing was ever registered in {root.resolve()}: run the pipeline first (`make run`).")
     tracking.prepare(root)
     return Registry(root, uri, tracking.client(uri))
+
+
+def _is_missing(uri: str) -> bool:
+    """Whether `uri` is a database file that was never made; asking MLflow would make it."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file()
 
 
 @contextmanager
@@ -400,8 +406,10 @@ def _resolve(path_or_uri: str | Path, root: Path | None) -> tuple[Path, str]:
 
 def _origin(version: "ModelVersion") -> str:
     """What a reader of answers must know: a model of the sample has seen no real text."""
+    if version.tags.get("synthetic") == "yes":
+        return " (trained on the synthetic sample)"
     preset = version.tags.get("preset", "")
-    return " (trained on the synthetic sample)" if preset == "sample" else f" (preset {preset})" if preset else ""
+    return f" (preset {preset})" if preset else ""
 
 
 def _nearest_project() -> Path:

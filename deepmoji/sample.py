@@ -24,7 +24,7 @@ SEED = 2017
 MD5 = "be7260ce3756740a117562f2015778df.dir"  # by which data.dvc names the whole folder
 LEAST_PER_EMOJI = 200
 BY_WEIGHT = 15_500  # further tweets, shared out by the emojis' weights: common ones come more often
-TWEET_FILES = 3
+SOURCES = ("synthetic-1", "synthetic-2", "synthetic-3")  # the tweets' files, as funnel.json names them
 SET_SIZES = {"train": 200, "val": 100, "test": 800}
 EMOTIONS = ("joy", "love", "sadness", "anger", "fear")
 
@@ -82,11 +82,11 @@ def write_sample(data: Path) -> dict[str, int]:
     words = load_words()
     rows: dict[str, int] = {}
     tweets = tweet_lines(words)
-    share = -(-len(tweets) // TWEET_FILES)
+    share = -(-len(tweets) // len(SOURCES))
     _write(data / "README.txt", README)
-    for number in range(TWEET_FILES):
+    for number, source in enumerate(SOURCES):
         part = tweets[number * share : (number + 1) * share]
-        name = f"tweets/synthetic-{number + 1}.jsonl"
+        name = f"tweets/{source}.jsonl"
         _write(data / name, "".join(line + "\n" for line in part))
         rows[name] = len(part)
     makers = {"sample-sentiment": _sentiment, "sample-emotion": _emotion, "sample-sarcasm": _sarcasm}

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO, Any, Protocol, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from deepmoji.errors import DeepMojiError, InputError
 
@@ -168,6 +169,15 @@ def _write_ipc(sink: IO[bytes], schema: pa.Schema, batches: Iterable[pa.RecordBa
     with pa.ipc.new_file(sink, schema, options=pa.ipc.IpcWriteOptions(compression="lz4")) as writer:
         for batch in batches:
             writer.write_batch(batch)
+
+
+def open_shard(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A Parquet file as a table, with all columns unless some are named. InputError when it cannot be read."""
+    try:
+        return pq.read_table(path, columns=columns)
+    except (OSError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} cannot be read as Parquet ({reason:.120}): write it again.") from None
 
 
 def read_batch(path: Path, number: int) -> pa.RecordBatch:

@@ -5,6 +5,7 @@ A stage function lives in the module of its trade and knows nothing of params.ya
 
 import hashlib
 import json
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from deepmoji.shards import MapShards
 
 Numbers = dict[str, Any]
+log = logging.getLogger(__name__)
 
 
 class Project:
@@ -170,22 +172,40 @@ def tokenize(project: Project, map_shards: "MapShards | None" = None) -> Numbers
 
 def pretrain(project: Project) -> Numbers:
     from deepmoji.pretraining import pretrain as run_pretrain
+    from deepmoji.pretraining import processes
+    from deepmoji.tokens import read_meta
 
     source, out = project.artifacts / "tokens", project.artifacts / "pretrained"
     options = _pretrain_options(project)
-    options["checkpoints"] = project.state / "checkpoints" / "pretrain"
-    if os.environ.get("RANK", "0") != "0":
-        # Under torchrun the first process alone writes and tells MLflow.
-        return run_pretrain(source, out, **options)
-    with stage_run(project, "pretrain") as run:
-        rows = json.loads((source / "train" / "meta.json").read_text(encoding="utf-8"))["rows"]
-        run.dataset("tokens", digest(source), "artifacts/tokens", int(rows))
-        numbers = run_pretrain(source, out, report=run.metrics, **options)
-        run.metrics(flatten(numbers), 0)
-        for name in ("report.md", "plots", "metrics.json"):
-            run.artifacts(out / name)
-        project.write_numbers("pretrain", numbers)
+    # Under torchrun: first of all, since the others wait only so long for one that asks MLflow.
+    with processes() as rank:
+        tokens = digest(source)
+        options["checkpoints"] = _checkpoints(project, options, tokens)
+        if rank > 0:
+            # The first process alone writes and tells MLflow.
+            return run_pretrain(source, out, **options)
+        with stage_run(project, "pretrain") as run:
+            run.dataset("tokens", tokens, "artifacts/tokens", int(read_meta(source / "train")["rows"]))
+            numbers = run_pretrain(source, out, report=run.metrics, **options)
+            run.metrics(flatten(numbers), 0)
+            for name in ("report.md", "plots", "metrics.json"):
+                run.artifacts(out / name)
+            project.write_numbers("pretrain", numbers)
     return numbers
+
+
+def _checkpoints(project: Project, options: Mapping[str, Any], tokens: str) -> Path:
+    """The folder for this training's checkpoints; a killed one under other settings keeps its own, and may go on."""
+    from deepmoji.precision import choose_device, uses_bf16
+
+    shaping = {key: options[key] for key in sorted({*options} - {"checkpoint_seconds", "sentiment_ranking"})}
+    shaping["precision"] = uses_bf16(options["precision"], choose_device("auto"))  # auto depends on the machine
+    name = hashlib.sha256(json.dumps([tokens, shaping]).encode()).hexdigest()[:16]
+    folder = project.state / "checkpoints" / f"pretrain-{name}"
+    others = [path for path in folder.parent.glob("pretrain*") if path != folder]
+    if others:
+        log.info("%s: kept for when their settings and data are back; else delete them", ", ".join(map(str, others)))
+    return folder
 
 
 def finetune(project: Project, dataset: str, method: str) -> Numbers:

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ log = logging.getLogger(__name__)
 
 LOG_BATCHES = 50  # between two lines about speed and loss
 VALIDATION_BATCH = 512
+START_TIMEOUT = timedelta(minutes=10)  # until all processes of a distributed training are ready
 ExampleLosses = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), targets -> (B,)
 
 
@@ -117,6 +119,9 @@ def fit(
             model.to(run.device)
             # On the CPU a dense gradient of 50,000 rows would cost more than the rows it holds.
             model.embedding.sparse = run.device.type == "cpu"
+            if world > 1:
+                # Any of them may have had work to do before, as the first has with MLflow and the data's digests.
+                dist.barrier(dist.new_group(timeout=START_TIMEOUT, backend="gloo"))
             return FitResult(_run_phases(run, identity))
         except RuntimeError as error:
             _explain(error, world)
@@ -202,9 +207,8 @@ def _prepare(run: _Run, phase: Phase) -> tuple[nn.Module, list[torch.optim.Optim
         optimisers.append(torch.optim.Adam(others, phase.learning_rate, fused=True))
     if run.world == 1:
         return run.model, optimisers
-    ids = [run.device.index] if run.device.type == "cuda" else None
-    # A view of the bucket saves a copy of every gradient each step.
-    return DistributedDataParallel(run.model, device_ids=ids, gradient_as_bucket_view=True), optimisers
+    # A view of the bucket saves a copy of every gradient each step. Without device_ids the lengths stay on the CPU.
+    return DistributedDataParallel(run.model, gradient_as_bucket_view=True), optimisers
 
 
 def _run_epoch(
@@ -241,16 +245,17 @@ def _run_epoch(
             loss = run.losses(logits, batch.targets).sum() * share
             # DDP averages over processes, so that together they follow the mean over the whole batch.
             torch.autograd.backward(loss * (run.world / len(chosen)))
-            clip_gradients(trained, run.clip_norm)
+            norm = clip_gradients(trained, run.clip_norm)
             for optimiser in optimisers:
                 optimiser.step()
             total += loss.detach()
             progress.batch += 1
             progress.step += 1
             progress.examples += len(chosen)
-            meter.batch(len(batch.lengths), int(batch.lengths.sum()), batch.ids.numel(), loss.detach(), progress.step)
+            tokens, cells = int(batch.lengths.sum()), batch.ids.numel()
+            meter.batch(len(batch.lengths), tokens, cells, loss.detach(), norm, progress.step)
             if _is_due(run, progress.step, saved):
-                meter.flush(progress.step)
+                meter.flush(progress.step)  # raises before weights that are no numbers are saved
                 _take_over(run, progress, total)
                 _save(run, progress, best, optimisers, identity)
                 saved = time.monotonic()

@@ -27,6 +27,7 @@ from deepmoji.corpus import SCHEMA as CORPUS_SCHEMA
 from deepmoji.dataset_formats import SPLITS
 from deepmoji.datasets import SCHEMA as SET_SCHEMA
 from deepmoji.errors import InputError, ValidationFailed
+from deepmoji.shards import open_shard
 from deepmoji.tokens import load_store
 from deepmoji.validation_report import render
 from deepmoji.validation_rules import (
@@ -197,7 +198,7 @@ def _check_corpus(
     counts = np.zeros((len(SPLITS), len(labels)), np.int64)
     rows, sound = 0, True
     for path in shards:
-        table = frames.open_shard(path)
+        table = open_shard(path)
         rows += table.num_rows
         if run.check(
             "corpus", path.name, frames.schema_frame(table.schema), [schema(frames.column_names(CORPUS_SCHEMA))]
@@ -230,7 +231,7 @@ def _check_corpus(
 
 
 def _check_set(run: "_Run", path: Path, max_leaked_share: float) -> dict[str, Any]:
-    table = frames.open_shard(path)
+    table = open_shard(path)
     about = json.loads((table.schema.metadata or {}).get(b"deepmoji", b"{}"))
     if not {"classes", "task"} <= set(about):
         raise InputError(f"{path} does not say its classes and task: write it again with `deepmoji datasets --write`.")

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from deepmoji.dataset_formats import SPLITS
 from deepmoji.emojis import split_emojis
 from deepmoji.errors import InputError
+from deepmoji.shards import open_shard
 from deepmoji.validation_rules import LEAST_SOURCE_ROWS
 
 IDS_PER_PASS = 20_000_000  # about 1 GB of ids and splits
@@ -31,15 +31,6 @@ SHOWN = 300  # characters of a text in the report
 
 _MAYBE_EMOJI = re.compile("[^\\x00-\\x7f]|[0-9#*]\ufe0f?\u20e3")
 _REPLACEMENT = "\ufffd"
-
-
-def open_shard(path: Path) -> pa.Table:
-    """A Parquet file as a table. InputError when it cannot be read."""
-    try:
-        return pq.read_table(path)
-    except (OSError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} cannot be read as Parquet ({reason:.120}): write it again.") from None
 
 
 def read_facts(path: Path) -> Any:
@@ -175,7 +166,7 @@ def _ids_of_pass(shards: Sequence[Path], number: int, passes: int) -> tuple["pd.
     ids: list[pd.Series[Any]] = []
     splits: list[pd.Series[Any]] = []
     for path in shards:
-        table = pq.read_table(path, columns=["id", "split"])
+        table = open_shard(path, ["id", "split"])
         names = pd.Series(table["id"].to_pylist(), dtype=object)
         place = pd.Series(
             pc.index_in(table["split"], pa.array(SPLITS)).fill_null(len(SPLITS)).to_pylist(), dtype="int8"
@@ -192,7 +183,7 @@ def _rows_with(shards: Sequence[Path], ids: Sequence[str]) -> list[dict[str, Any
     """Where given ids stand, a row of the report for each place."""
     found: list[dict[str, Any]] = []
     for path in shards if ids else ():
-        table = pq.read_table(path, columns=["id", "text", "split"])
+        table = open_shard(path, ["id", "text", "split"])
         hits = np.flatnonzero(pc.is_in(table["id"], pa.array(ids, pa.string())).to_numpy(zero_copy_only=False))
         for row, record in zip(hits.tolist(), table.take(pa.array(hits)).to_pylist(), strict=True):
             found.append({"place": path.name, "row": row, **record})

@@ -100,7 +100,15 @@ class Vocabulary:
         return np.array([known.get(token, UNKNOWN) or UNKNOWN for token in tokens], self.dtype)
 
     def encode_flat(self, texts: Texts, max_length: int | None = None) -> tuple[np.ndarray, np.ndarray, int]:
-        """Ids of n texts, one text after the other: (ids, offsets (n + 1) int64, number of texts cut at max_length)."""
+        """Ids of n texts, one text after the other: (ids, offsets (n + 1) int64, number of texts cut at max_length).
+
+        UsageError: the words are only `numbered`, so that each one of a text would count as unknown.
+        """
+        if self.words[len(SPECIALS) : len(SPECIALS) + 1] == (_number_word(len(SPECIALS)),):
+            raise UsageError(
+                "The model came without its vocabulary, so it knows its words by number only and reads no text: "
+                "import its weights again with --vocabulary, or give it ids."
+            )
         tokens, offsets = tokenize_column(texts)
         ids = self.ids(tokens.dictionary.to_pylist())[tokens.indices.to_numpy()]
         if max_length is None:
@@ -141,6 +149,15 @@ class Vocabulary:
             known_distinct=len(known),
             missing=tuple((word, counts[word]) for word in most),
         )
+
+
+def numbered(size: int) -> Vocabulary:
+    """`size` words of which nothing but the ids is known: `<10>`, `<11>`, ... behind the special ones."""
+    return Vocabulary((*SPECIALS[:size], *map(_number_word, range(len(SPECIALS), size))))
+
+
+def _number_word(number: int) -> str:
+    return f"<{number}>"
 
 
 def id_type(words: int) -> np.dtype:

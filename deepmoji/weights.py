@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 
 from deepmoji.checkpoints import reason, save_model
 from deepmoji.emojis import load_labels
-from deepmoji.errors import InputError
+from deepmoji.errors import InputError, UsageError
 from deepmoji.model import DeepMoji
-from deepmoji.vocabulary import SPECIALS, Vocabulary
+from deepmoji.vocabulary import Vocabulary, numbered
 
 Array = NDArray[np.float32]
 
@@ -37,13 +37,14 @@ def import_weights(
     """Convert a published weights file and write the model folder `out`; returns `out`.
 
     `vocabulary`: the {word: id} JSON the weights were trained with; without it, words are named by their number
-    (`<10>`), which serves id input only. `labels`: a label set or a file of one, or the names; default is the 64
+    (`<10>`), and the model takes ids, no texts. `labels`: a label set or a file of one, or the names; default is the 64
     emojis for 64 outputs, else "0", "1", ... InputError: not such a file, or a layer is missing or misshapen.
+    UsageError: .hdf5 without h5py.
     """
     path, out = Path(path), Path(out)
     arrays = _read(path)
     model = _build(arrays, path)
-    words = Vocabulary.load(Path(vocabulary)) if vocabulary is not None else _numbered(model.embedding.num_embeddings)
+    words = Vocabulary.load(Path(vocabulary)) if vocabulary is not None else numbered(model.embedding.num_embeddings)
     save_model(
         out,
         model,
@@ -74,8 +75,10 @@ def _read(path: Path) -> dict[str, Array]:
 
 def _read_keras(path: Path) -> dict[str, Array]:
     """Layers by what they hold: one matrix embeds, six arrays are a BiLSTM, a vector attends, two end the model."""
-    import h5py
-
+    try:
+        import h5py
+    except ImportError:
+        raise UsageError(f"{path} is HDF5, for which h5py is missing: run `pip install 'deepmoji[keras]'`.") from None
     try:
         with h5py.File(path) as file:
             layers = _keras_layers(file)
@@ -141,16 +144,7 @@ def _keras_lstm(name: str, arrays: Sequence[Array]) -> dict[str, Array]:
 def _read_torchmoji(path: Path) -> dict[str, Array]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        UnpicklingError,
-        ValueError,
-        LookupError,
-        TypeError,
-        struct.error,
-    ) as error:
+    except TORCH_READ_ERRORS as error:
         raise InputError(
             f"{path} is no plain torch weights file ({reason(error)}): download the torchMoji weights again."
         ) from None
@@ -202,10 +196,6 @@ def _build(arrays: Mapping[str, Array], path: Path) -> DeepMoji:
         raise InputError(f"{path} holds {', '.join(extra)} too, which DeepMoji does not have: name another file.")
     model.load_state_dict({name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()})
     return model
-
-
-def _numbered(size: int) -> Vocabulary:
-    return Vocabulary((*SPECIALS[:size], *(f"<{number}>" for number in range(len(SPECIALS), size))))
 
 
 def _labels(labels: Path | str | Sequence[str] | None, model: DeepMoji) -> tuple[str, ...]:

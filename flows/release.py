@@ -4,6 +4,7 @@ import json
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from prefect import flow, get_run_logger, pause_flow_run
 from prefect.artifacts import create_markdown_artifact
@@ -11,6 +12,7 @@ from prefect.runtime import flow_run
 
 from deepmoji import registry, stages
 from deepmoji.errors import InputError, RegistryError
+from deepmoji.sample import SOURCES
 from flows.environment import project_of
 from flows.lock import one_run
 from flows.notify import tell
@@ -83,25 +85,30 @@ def rollback(root: str) -> int:
 def challenger_tags(project: Path) -> dict[str, str]:
     """What a version must carry to be traced back: the model's own bytes, its data and its preset.
 
-    `data` is the corpus, not the tokens: two models with other vocabularies still share their test texts.
+    `data` is the corpus, not the tokens: two models with other vocabularies still share their test texts. `synthetic`
+    is told by where the texts come from: the preset sample may stand on texts of the user's own.
     """
     artifacts = project / "artifacts"
+    sources = {entry["source"] for entry in read_facts(artifacts / "corpus" / "funnel.json")["sources"]}
     return {
         "model_digest": stages.digest(artifacts / "pretrained"),
         "data": stages.digest(artifacts / "corpus"),
         "preset": stages.Project(project).params.preset,
+        "synthetic": "yes" if sources <= set(SOURCES) else "no",
     }
+
+
+def read_facts(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing: run the pipeline (`make run`) before a release.") from None
 
 
 def release_numbers(project: Path) -> dict[str, float]:
     """The numbers that gates may name: top1, top5 and loss of pretraining, and what transfer gained by it."""
-    numbers = {}
-    for stage in ("pretrain", "benchmark"):
-        path = project / "artifacts" / "metrics" / f"{stage}.json"
-        try:
-            numbers[stage] = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise InputError(f"{path} is missing: run the pipeline (`make run`) before a release.") from None
+    metrics = project / "artifacts" / "metrics"
+    numbers = {stage: read_facts(metrics / f"{stage}.json") for stage in ("pretrain", "benchmark")}
     emoji = {name: float(numbers["pretrain"][name]) for name in ("top1", "top5", "loss")}
     gains = {
         f"gain.{dataset}": methods["chain-thaw"]["mean"] - methods["new"]["mean"]

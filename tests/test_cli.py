@@ -43,6 +43,14 @@ def test_predict_without_that_folder(tmp_path: Path) -> None:
     assert str(tmp_path / "none") in done.stderr
 
 
+@pytest.mark.parametrize("command", [("predict",), ("encode", "--out", "f.npy"), ("explain",)])
+def test_every_answer_says_which_model_gave_it(tmp_path: Path, command: tuple[str, ...]) -> None:
+    done = run(*command, "--model", str(tiny_model(tmp_path / "model")), "love", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"model: {tmp_path / 'model'}" in done.stderr.splitlines()
+    assert "model" not in done.stdout
+
+
 def predict(model: Path, arguments: tuple[bytes, ...] = (), given: bytes = b"") -> tuple[int, list[str], str]:
     """Exit code, the texts that were answered, and what the user is told."""
     command = [sys.executable, "-m", "deepmoji.cli", "predict", "--model", str(model), "--format", "json"]

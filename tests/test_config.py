@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from deepmoji import baselines, config
+from deepmoji.cli import cli
 from deepmoji.config import find_project, load_params, use_preset
 from deepmoji.datasets import CATALOG
 from deepmoji.errors import UsageError
@@ -104,6 +105,20 @@ def test_preset_takes_the_data_folder_as_it_is(project: Path) -> None:
     folder.mkdir()
     assert use_preset(project, "laptop", folder).data == str(folder)
     assert load_params(project / "params.yaml").data == str(folder)
+
+
+def test_a_relative_data_folder_is_the_working_folders(
+    project: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (elsewhere / "tweets").mkdir()
+    monkeypatch.chdir(elsewhere)
+    cli.main(["--project", str(project), "preset", "laptop", "--data", "tweets"], standalone_mode=False)
+    params = load_params(project / "params.yaml")
+    assert (project / params.data).resolve() == elsewhere / "tweets"
+    monkeypatch.chdir(project)
+    (project / "mine").mkdir()
+    assert use_preset(project, "laptop", Path("mine")).data == "mine"
 
 
 def test_real_preset_without_data_is_refused(project: Path) -> None:

@@ -90,6 +90,16 @@ def test_what_cannot_be_compared_is_refused(corpus: Path, tmp_path: Path) -> Non
         gate_numbers(corpus.parent / "tiny", tmp_path)
 
 
+def test_a_damaged_part_is_one_sentence(corpus: Path) -> None:
+    (corpus / "part-1.parquet").write_bytes((corpus / "part-0.parquet").read_bytes()[:-9])
+    with pytest.raises(InputError, match=r"part-1\.parquet cannot be read as Parquet"):
+        gate_numbers(corpus.parent / "tiny", corpus)
+    for part in corpus.glob("part-*"):
+        part.unlink()
+    with pytest.raises(InputError, match="no labelled corpus"):
+        gate_numbers(corpus.parent / "tiny", corpus)
+
+
 @pytest.mark.parametrize(("storage", "off"), [("fp32", 0.0), ("fp16", 1e-3), ("int8", 0.02)])
 def test_a_smaller_copy_answers_nearly_the_same(tmp_path: Path, storage: str, off: float) -> None:
     tiny_model(tmp_path / "tiny")

@@ -24,6 +24,7 @@ from flows.deployments import end_left_over
 from flows.environment import addresses, environment, running, up_lock
 from flows.pipeline import STAGES, StageFailed, StageResult, pipeline, run_stage
 from tests import mini
+from tests.conftest import ROOT
 
 # Fails until it was called often enough; `tries` counts the calls.
 STAGE = """\
@@ -210,3 +211,22 @@ def test_runs_that_ended_with_an_earlier_worker_do_not_go_on_for_ever() -> None:
         assert end_left_over() == 2
         types = [client.read_flow_run(run).state_type for run in (*worked, by_hand)]
     assert [kind.value for kind in types if kind] == ["CRASHED", "CRASHED", "COMPLETED", "RUNNING"]
+
+
+@pytest.mark.parametrize("own", ["", "My cat sleeps all day and I love her 😍\n"])
+def test_a_version_is_called_synthetic_by_its_texts_and_not_by_its_preset(tmp_path: Path, own: str) -> None:
+    from deepmoji.corpus import ingest
+    from deepmoji.emojis import load_labels
+    from deepmoji.sample import write_sample
+    from flows.release import challenger_tags
+
+    (tmp_path / "params.yaml").write_bytes((ROOT / "presets" / "sample.yaml").read_bytes())
+    write_sample(tmp_path / "data")
+    tweets = tmp_path / "data" / "tweets"
+    for file in tweets.iterdir():
+        file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:300]))
+    if own:
+        (tweets / "mine.txt").write_text(own)
+    ingest(tweets, tmp_path / "artifacts" / "corpus", labels=load_labels("emojis64"), max_reject_share=0.1)
+    tags = challenger_tags(tmp_path)
+    assert (tags["preset"], tags["synthetic"]) == ("sample", "no" if own else "yes")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,16 +15,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import yaml
 
+from deepmoji import stages
 from deepmoji.checkpoints import STATE_FILE, load_model
 from deepmoji.errors import InputError, TrainingError
 from deepmoji.insight import describe, nearest_labels, read_sentiments, sentiment_agreement, similarities
 from deepmoji.pretraining import evaluate, label_mixes, pretrain
 from deepmoji.tokens import write_store
 from deepmoji.vocabulary import SPECIALS, Vocabulary
+from tests.conftest import ROOT, run_in
 from tests.synthetic import WORDS, examples
 
-ROOT = Path(__file__).resolve().parents[1]
 LABELS = ["😂", "😒", "😍", "💔"]
 OPTIONS: dict[str, Any] = {
     "embedding_size": 8, "hidden_size": 6, "embedding_dropout": 0.0, "final_dropout": 0.0, "attention": True,
@@ -175,6 +178,55 @@ def test_labels_are_described_with_what_the_font_can_write() -> None:
     assert describe("😂").endswith("face with tears of joy")
 
 
+# --- the stage in a project ------------------------------------------------------------------------------------------
+
+
+def write_project(folder: Path, tokens: Path) -> Path:
+    """A project of these tokens, and of OPTIONS for the stage."""
+    folder.mkdir()
+    (folder / "dvc.yaml").write_text("stages: {}\n")
+    shutil.copytree(tokens, folder / "artifacts" / "tokens")
+    return with_options(folder)
+
+
+def with_options(folder: Path, **options: Any) -> Path:
+    content = yaml.safe_load((ROOT / "params.yaml").read_text())
+    content["pretrain"] |= OPTIONS | options
+    (folder / "params.yaml").write_text(yaml.safe_dump(content))
+    return folder
+
+
+def test_a_killed_training_waits_while_other_settings_train(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "deepmoji")
+    project = write_project(tmp_path / "project", tokens)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("deepmoji.training._finish_epoch", killed)
+        stages.pretrain(stages.Project(project))
+    (waiting,) = (project / ".state" / "checkpoints").iterdir()
+    assert "kept for" not in caplog.text
+    stages.pretrain(stages.Project(with_options(project, learning_rate=0.01)))
+    assert f"{waiting}: kept for when their settings and data are back" in caplog.text
+    assert list(waiting.parent.iterdir()) == [waiting]
+    assert "going on" not in caplog.text
+    stages.pretrain(stages.Project(with_options(project, checkpoint_seconds=60.0)))
+    assert "going on at step 13" in caplog.text
+    assert list(waiting.parent.iterdir()) == []
+
+
+def test_a_damaged_store_is_one_sentence_of_the_stage(tokens: Path, tmp_path: Path) -> None:
+    project = write_project(tmp_path / "project", tokens)
+    meta = project / "artifacts" / "tokens" / "train" / "meta.json"
+    meta.write_text(meta.read_text()[:20])
+    with pytest.raises(InputError, match=r"meta\.json cannot be read: run tokenize again"):
+        stages.pretrain(stages.Project(project))
+
+
 # --- two processes -------------------------------------------------------------------------------------------------
 
 RANK = """
@@ -227,11 +279,17 @@ def two_processes(tokens: Path, out: Path, dies_at: int = 0) -> list[tuple[int, 
             process.kill()
 
 
-def test_two_processes_follow_the_loss_curve_of_one(tokens: Path, tmp_path: Path) -> None:
+def test_two_processes_of_torchrun_follow_the_loss_curve_of_one(tokens: Path, tmp_path: Path) -> None:
     pretrain(tokens, tmp_path / "alone", **OPTIONS)
-    assert [code for code, _ in two_processes(tokens, tmp_path)] == [0, 0]
-    assert not (tmp_path / "model1").exists() and not (tmp_path / "state1").exists()  # rank 0 alone writes
-    alone, together = (load_model(tmp_path / name).metrics["history"] for name in ("alone", "model0"))
+    project = write_project(tmp_path / "project", tokens)
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "deepmoji", "pretrain"]
+    done = run_in(project, sys.executable, *command, variables={"PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stderr
+    nothing, numbers = sorted(map(json.loads, done.stdout.splitlines()), key=len)  # rank 0 alone has some
+    assert nothing == {} and numbers["epochs"] == OPTIONS["epochs"]
+    alone, together = (
+        load_model(folder).metrics["history"] for folder in (tmp_path / "alone", project / "artifacts" / "pretrained")
+    )
     for mine, theirs in zip(together, alone, strict=True):
         assert mine["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-4)
         assert mine["validation_loss"] == pytest.approx(theirs["validation_loss"], abs=1e-4)
@@ -243,12 +301,16 @@ def test_a_dead_process_is_a_clear_error_within_a_minute(tokens: Path, tmp_path:
     assert dead == -signal.SIGKILL
     assert code == 1 and "TrainingError: Another process of this training died" in errors
     assert time.monotonic() - begin < 60 + 30  # 30 s to start both
-    assert (tmp_path / "state0" / STATE_FILE).is_file()
+    assert (tmp_path / "state0" / STATE_FILE).is_file() and not (tmp_path / "state1").exists()  # rank 0 alone writes
 
 
 def test_processes_that_do_not_meet_are_one_sentence(
     tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    project = write_project(tmp_path / "project", tokens)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(TrainingError, match="torchrun"):
         pretrain(tokens, tmp_path / "out", **OPTIONS)
+    with pytest.raises(TrainingError, match="torchrun"):
+        stages.pretrain(stages.Project(project))
+    assert not (project / ".state").exists()  # the first process joins before it asks MLflow

@@ -49,6 +49,7 @@ ORDER = (
     {"stages"},
     {"intake"},
     {"cli"},
+    {"__main__"},
 )
 DOORS = {
     "mlflow": {"tracking", "pyfunc"},
@@ -194,8 +195,14 @@ def test_stages_depend_on_the_code_they_run(project_root: Path) -> None:
     stages = yaml.safe_load((project_root / "dvc.yaml").read_text())["stages"]
     for stage, names in roots.items():
         needed = closure(project_root, *names) - {"errors", "provenance"}
-        given = {Path(path).stem for path in stages[stage]["deps"] if path.startswith("deepmoji/")}
+        given = {Path(path).stem for path in stages[stage]["deps"] if re.fullmatch(r"deepmoji/\w+\.py", path)}
         assert given == needed, stage
+
+
+def test_ingest_depends_on_the_label_set_that_it_reads(project_root: Path) -> None:
+    labels = load_params(project_root / "params.yaml").ingest.labels
+    deps = yaml.safe_load((project_root / "dvc.yaml").read_text())["stages"]["ingest"]["deps"]
+    assert f"deepmoji/data/{labels}.txt" in deps and (project_root / "deepmoji" / "data" / f"{labels}.txt").is_file()
 
 
 def test_a_kept_baseline_knows_the_code_it_ran(project_root: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -312,7 +313,18 @@ def test_a_registered_model_loads_by_uri(root: Path, registered: int, monkeypatc
     (root / "dvc.yaml").touch()
     monkeypatch.setenv("DEEPMOJI_PROJECT", str(root))
     np.testing.assert_array_equal(deepmoji.load(uri).probabilities(TEXTS), expected)
+    tracking.client(tracking.tracking_uri(root)).set_model_version_tag("deepmoji", str(registered), "synthetic", "yes")
+    assert registry.load(uri, root=root).name == f"{uri} (trained on the synthetic sample)"
     assert registry.resolve(root / "tiny", root) == root / "tiny"
+
+
+def test_a_registry_that_cannot_be_used_is_not_taken_for_an_empty_one(
+    root: Path, registered: int, tmp_path: Path
+) -> None:
+    assert registry.default_model(tmp_path) == "starter"
+    shutil.copytree(root / ".state" / "mlflow", tmp_path / ".state" / "mlflow")
+    with pytest.raises(RegistryError, match="belongs to a project elsewhere"):
+        registry.default_model(tmp_path)
 
 
 def test_registering_touches_neither_mlflows_global_address_nor_the_working_folder(

@@ -1,6 +1,7 @@
 """Token stores: what is written is what is read, and a corpus becomes the same store however it is worked on."""
 
 import json
+import shutil
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import product
@@ -233,3 +234,12 @@ def test_what_is_no_corpus_is_one_sentence(tmp_path: Path, name: str) -> None:
 def test_impossible_numbers_are_refused(tmp_path: Path, corpus: Path) -> None:
     with pytest.raises(UsageError, match="max_length is 0"):
         tokenize_corpus(corpus, tmp_path / "out", vocabulary_size=100, min_count=1, max_length=0)
+
+
+def test_a_damaged_part_of_the_corpus_is_one_sentence(corpus: Path, tmp_path: Path) -> None:
+    damaged = Path(shutil.copytree(corpus, tmp_path / "corpus"))
+    part = sorted(damaged.glob("part-*.parquet"))[-1]
+    part.write_bytes(part.read_bytes()[:-9])
+    with pytest.raises(InputError, match=rf"{part.name} cannot be read as Parquet") as caught:
+        tokenize_corpus(damaged, tmp_path / "out", **OPTIONS)
+    assert "\n" not in str(caught.value)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from deepmoji import training
@@ -284,20 +285,30 @@ def test_examples_of_another_model_are_refused() -> None:
             fit(tiny(), bad, data, [ALL], batch_size=8, seed=1)
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
-    model = tiny()
-    fit(model, examples(40), examples(20), [ALL], batch_size=8, seed=1, checkpoints=tmp_path)
-    good = (tmp_path / STATE_FILE).read_bytes()
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / STATE_FILE).write_bytes(good)
-    broken = tiny()
-    with torch.no_grad():
-        broken.output.bias[0] = torch.nan
-    with pytest.raises(TrainingError, match="loss became nan"):
-        fit(broken, examples(40), examples(20), [ALL], batch_size=8, seed=1, checkpoints=tmp_path / "new",
-            checkpoint_seconds=0)  # fmt: skip
-    assert not (tmp_path / "new" / STATE_FILE).exists()
-    assert (tmp_path / "other" / STATE_FILE).read_bytes() == good
+@pytest.mark.parametrize(("where", "says"), [("loss", "training loss became nan"), ("gradient", "norm became inf")])
+def test_what_is_no_number_stops_and_keeps_the_last_good_checkpoint(tmp_path: Path, where: str, says: str) -> None:
+    def run(model: DeepMoji, folder: Path) -> dict[str, torch.Tensor]:
+        fit(model, examples(40), examples(20), [ALL], batch_size=8, seed=1, checkpoints=folder, checkpoint_seconds=0)
+        return weights(model)
+
+    broken, calls = tiny(), 0
+
+    def fifth(value: torch.Tensor, factor: float) -> torch.Tensor:
+        nonlocal calls
+        calls += 1
+        return value * (factor if calls == 5 else 1)
+
+    if where == "loss":
+        broken.output.register_forward_hook(lambda module, _, out: fifth(out, float("nan")) if module.training else out)
+    else:
+        bias = broken.output.bias
+        bias.register_hook(lambda it: fifth(it, float("inf")))  # type: ignore[no-untyped-call]
+    with pytest.raises(TrainingError, match=says):
+        run(broken, tmp_path / "broken")
+    with safe_open(tmp_path / "broken" / STATE_FILE, framework="pt") as stream:
+        assert json.loads(stream.metadata()["state"])["progress"]["step"] == 4
+    gone_on, whole = run(tiny(), tmp_path / "broken"), run(tiny(), tmp_path / "whole")
+    assert all(torch.equal(gone_on[name], whole[name]) for name in whole)
 
 
 def test_a_full_disk_is_one_sentence_and_keeps_the_last_good_checkpoint(

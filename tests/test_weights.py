@@ -1,6 +1,7 @@
 """Published weights: both formats, any sizes, every way in which a file is not one."""
 
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from numpy.typing import NDArray
 
 from deepmoji.checkpoints import ModelFolder, load_model
 from deepmoji.cli import main
-from deepmoji.errors import InputError
+from deepmoji.errors import InputError, UsageError
+from deepmoji.inference import load_folder
 from deepmoji.model import DeepMoji, Task, lengths_of, probabilities
 from deepmoji.vocabulary import SPECIALS, Vocabulary
 from deepmoji.weights import import_weights
@@ -112,6 +114,16 @@ def test_vocabulary_and_labels_are_kept(tmp_path: Path) -> None:
     assert found.vocabulary.words[-1] == "19" and found.labels == ("no", "yes")
 
 
+def test_weights_without_a_vocabulary_take_ids_and_refuse_texts(tmp_path: Path) -> None:
+    write_keras(tmp_path / "w.hdf5", keras_layers(source(2)))
+    import_weights(tmp_path / "w.hdf5", tmp_path / "m")
+    model = load_folder(tmp_path / "m")
+    assert model.probabilities_from_ids(np.array([[12, 13]])).shape == (1, 2)
+    for ask in (model.predict, model.encode, model.explain):
+        with pytest.raises(UsageError, match="import its weights again with --vocabulary"):
+            ask(["love"])
+
+
 def test_a_vocabulary_of_another_size_is_refused(tmp_path: Path) -> None:
     Vocabulary(SPECIALS).save(tmp_path / "v.json")
     write_keras(tmp_path / "w.hdf5", keras_layers(source(2)))
@@ -162,6 +174,13 @@ def test_files_that_are_no_weights_are_one_sentence(tmp_path: Path, content: byt
     with pytest.raises(InputError) as caught:
         import_weights(tmp_path / "w", tmp_path / "m")
     assert "\n" not in str(caught.value)
+
+
+def test_keras_weights_without_h5py_are_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_keras(tmp_path / "w.hdf5", keras_layers(source(3)))
+    monkeypatch.setitem(sys.modules, "h5py", None)
+    with pytest.raises(UsageError, match=r"run `pip install 'deepmoji\[keras\]'`"):
+        import_weights(tmp_path / "w.hdf5", tmp_path / "m")
 
 
 def test_the_command_names_the_outputs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
