@@ -182,9 +182,9 @@ def pretrain(given: Path | None) -> None:
 )
 @click.option("--name", help="Registered as deepmoji-NAME; by default the file's name.")
 @click.option("--out", type=click.Path(path_type=Path), help="Model folder to write; by default below models/.")
-@click.pass_obj
+@click.pass_context
 def finetune(
-    given: Path | None,
+    context: click.Context,
     dataset: str | None,
     method: str,
     data: Path | None,
@@ -198,7 +198,12 @@ def finetune(
     """Transfer to a labelled set: one of params.yaml (--dataset) or your own table (--data)."""
     if (dataset is None) == (data is None):
         raise click.UsageError("Give either --dataset (a set of params.yaml) or --data (your own table).")
+    given: Path | None = context.obj
     if dataset is not None:
+        for option in ("text_column", "label_column", "split", "model", "name", "out"):
+            if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+                shown = option.replace("_", "-")
+                raise click.UsageError(f"--{shown} goes with --data (your own table): leave it out with --dataset.")
         _run_stage(given, "finetune", dataset, method)
         return
     assert data is not None

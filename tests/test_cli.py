@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from deepmoji import cli
 from deepmoji.errors import InputError, ServiceError, UsageError
@@ -34,6 +35,13 @@ def test_unknown_option_and_command() -> None:
 def test_finetune_wants_one_source(tmp_path: Path) -> None:
     assert "either --dataset" in run("finetune", cwd=tmp_path).stderr
     assert run("finetune", "--dataset", "a", "--data", "b.csv", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("option", ["--text-column", "--label-column", "--split", "--model", "--name", "--out"])
+def test_finetune_refuses_options_of_an_own_table_for_a_set_of_params(option: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.cli, ["--project", str(tmp_path), "finetune", "--dataset", "a", option, "starter"])
+    assert done.exit_code == 2
+    assert f"{option} goes with --data" in done.output
 
 
 def test_predict_without_that_folder(tmp_path: Path) -> None:
