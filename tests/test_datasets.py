@@ -356,6 +356,27 @@ def test_a_rare_class_is_in_every_split(tmp_path: Path) -> None:
     assert set(dataset.splits[dataset.labels == dataset.classes.index("rare")].tolist()) == set(SPLITS)
 
 
+def test_every_label_of_several_a_row_is_trained(tmp_path: Path) -> None:
+    """Each text of e is dealt out by a rarer label: in one seed of five none of them to train."""
+    rows = [(f"{name} {n}", f"{name}|e" if n == 0 else name) for name in "abcd" for n in range(3)]
+    path = put_csv(tmp_path / "mine.csv", list(rows))
+    for seed in range(40):
+        dataset = dataset_from_table(path, "tweet", "mood", "70/10/20", seed=seed)
+        assert dataset.labels[dataset.splits == "train"].any(axis=0).all()
+        assert all(dataset.labels[dataset.splits == split].any() for split in SPLITS)
+
+
+def test_labels_that_shares_leave_unjudged_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [(f"{name} {n}", f"{name}|e" if n == 0 else name) for name in "abcd" for n in range(3)]
+    path = put_csv(tmp_path / "mine.csv", list(rows))
+    for seed in range(10):
+        caplog.clear()
+        dataset = dataset_from_table(path, "tweet", "mood", "70/10/20", seed=seed)
+        for part in ("val", "test"):
+            unjudged = not dataset.labels[dataset.splits == part][:, dataset.classes.index("e")].any()
+            assert (f"{part} has no row of the classes" in caplog.text) or not unjudged
+
+
 def test_labels_between_bars_make_a_multilabel_set(tmp_path: Path) -> None:
     moods = ["joy", "joy|love", "", "love| anger", "anger"]
     rows = [(f"text {n}", moods[n % 5]) for n in range(100)]
