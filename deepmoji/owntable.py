@@ -69,6 +69,12 @@ def read_table(path: Path, text_column: str, label_column: str, split: str, seed
             texts.append(text)
             named.append(labels)
             splits.append(_split_of(row[split], path, split) if by_column else "")
+    if multilabel:
+        several, empty = sum(len(labels) > 1 for labels in named), sum(not labels for labels in named)
+        log.info(
+            "%s: read as several labels a row: %d of %d rows have more than one, %d have none",
+            path, several, len(named), empty,
+        )  # fmt: skip
     if set_aside:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(set_aside.items()))
         log.warning("%s: rows set aside: %s", path, reasons)

@@ -377,7 +377,8 @@ def test_labels_that_shares_leave_unjudged_are_told(tmp_path: Path, caplog: pyte
             assert (f"{part} has no row of the classes" in caplog.text) or not unjudged
 
 
-def test_labels_between_bars_make_a_multilabel_set(tmp_path: Path) -> None:
+def test_labels_between_bars_make_a_multilabel_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     moods = ["joy", "joy|love", "", "love| anger", "anger"]
     rows = [(f"text {n}", moods[n % 5]) for n in range(100)]
     dataset = dataset_from_table(put_csv(tmp_path / "mine.csv", list(rows)), "tweet", "mood", "70/10/20", seed=1)
@@ -385,6 +386,10 @@ def test_labels_between_bars_make_a_multilabel_set(tmp_path: Path) -> None:
     assert dataset.classes == ("anger", "joy", "love")
     assert dataset.labels[:5].tolist() == [[0, 1, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 0, 0]]
     assert all(dataset.labels[dataset.splits == split].any(axis=0).all() for split in SPLITS)
+    assert "read as several labels a row: 40 of 100 rows have more than one, 20 have none" in caplog.text
+    caplog.clear()
+    dataset_from_table(put_csv(tmp_path / "mine.csv", list(table_of(30))), "tweet", "mood", "70/10/20", seed=1)
+    assert "several labels" not in caplog.text
 
 
 def test_list_columns_make_a_multilabel_set(tmp_path: Path) -> None:
