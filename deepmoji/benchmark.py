@@ -64,6 +64,7 @@ def benchmark(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     kept: Path | None = None,
+    leave_out_older: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Compare everything found and write report.json, report.md, two tables and a plot for each set.
@@ -74,6 +75,8 @@ def benchmark(
     seeds: of the baselines that start at random; None, and for the others, `seed` alone.
     kept: folder where the baselines' results wait for the next time; those of the same table and code are not made
         again.
+    leave_out_older: predictions that do not belong to the set's test rows are left out, with a warning and a line in
+        the report, and not refused.
     A (dataset, method) that is not there is named in the report: expected is each of the methods for every set.
     `report` is called with a set's mean scores after each set.
     Returns {dataset: {method: {mean, std, low, high}}}. InputError: nothing to compare, or predictions that do not
@@ -99,6 +102,14 @@ def benchmark(
             if entry is None:
                 content["missing"].append({"dataset": dataset.name, "method": method})
                 logger.warning("%s by %s was not fine-tuned: it is missing from the table", dataset.name, method)
+                continue
+            try:
+                _check_rows(dataset, entry)
+            except InputError as error:
+                if not leave_out_older:
+                    raise
+                content["missing"].append({"dataset": dataset.name, "method": method, "older": True})
+                logger.warning("%s Until then the report leaves it out.", error)
             else:
                 entries.append(entry)
         content["datasets"][dataset.name] = compare(dataset, entries, bootstrap, seed)

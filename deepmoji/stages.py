@@ -293,6 +293,7 @@ def finetune_own(
                 target / "report",
                 seeds=project.params.finetune.seeds,
                 kept=project.state / "baselines",
+                leave_out_older=True,
                 **project.params.section("benchmark"),
             )
         except DeepMojiError as error:

@@ -156,24 +156,25 @@ def test_a_name_that_is_another_folder_is_refused_before_the_work(project: Path,
 
 
 def test_a_report_that_cannot_be_made_costs_no_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the new model lies one of an older version of the table."""
-    older = project / "models" / "mine" / "finetuned" / "mine" / "full"
-    older.mkdir(parents=True)
-    facts = {"max_length": 10, "truncated": {}, "new_words": 0, "class_average": False, "pretrained": {}}
-    results = {"mean": {"validation": {"macro_f1": 0.5}}, "seeds": [{"test": {}}]}
-    (older / "results.json").write_text(json.dumps(facts | results))
-    ids = np.zeros(1, np.int64)
-    write_predictions(older / "predictions.parquet", [Predictions(1, ids, ids, ids, np.ones((1, 2), np.float32))])
-    with pytest.raises(DeepMojiError, match=r"registered as models:/deepmoji-mine/1, but .* of full ") as caught:
+    """Beside the new model lies a damaged one; then one of an older version of the table."""
+    other = project / "models" / "mine" / "finetuned" / "mine" / "full"
+    other.mkdir(parents=True)
+    (other / "results.json").write_text("{}")
+    with pytest.raises(DeepMojiError, match=r"as models:/deepmoji-mine/1, but .*/full/results.json") as caught:
         own_table(project, name="mine")
     assert "\n" not in str(caught.value)
     (version,) = registry.list_models(project)
     assert version["name"] == "deepmoji-mine"
     assert version["mean"] == version["macro_f1"] and version["std"] == 0.0
-    shutil.rmtree(older)
+    facts = {"max_length": 10, "truncated": {}, "new_words": 0, "class_average": False, "pretrained": {}}
+    results = {"mean": {"validation": {"macro_f1": 0.5}}, "seeds": [{"test": {}}]}
+    (other / "results.json").write_text(json.dumps(facts | results))
+    ids = np.zeros(1, np.int64)
+    write_predictions(other / "predictions.parquet", [Predictions(1, ids, ids, ids, np.ones((1, 2), np.float32))])
     monkeypatch.setattr("deepmoji.benchmark.run_baseline", None)  # what a baseline gave was kept
     numbers = own_table(project, name="mine")
     assert numbers["version"] == 2
+    assert set(numbers["scores"]["mine"]) == {"majority", "last"}
     assert numbers["scores"]["mine"]["last"]["mean"] == pytest.approx(version["mean"], abs=1e-5)
 
 

@@ -374,6 +374,18 @@ def test_predictions_of_another_set_are_refused(folders: tuple[Path, Path], tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_predictions_of_an_older_set_may_be_left_out(
+    folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_dataset(make_dataset(rows=360), folders[0] / "toy.parquet")
+    shutil.rmtree(folders[1] / "toy" / "mine")
+    write_finetuned(folders[1], make_dataset(rows=360), "mine", 0.9)
+    numbers = benchmark(*folders, tmp_path / "out", **SETTINGS, leave_out_older=True)
+    assert "mine" in numbers["toy"] and "last" not in numbers["toy"]
+    assert "The predictions of last do not cover the test rows of toy" in caplog.text
+    assert "toy by last: fine-tuned on an older version" in (tmp_path / "out" / "report.md").read_text("utf-8")
+
+
 def test_nothing_to_compare_is_one_sentence(folders: tuple[Path, Path], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
