@@ -43,7 +43,7 @@ SHARES = (0.01, 0.1)
 # A change of one of these may change numbers, so that what was made before is made again.
 CODE = (
     "ablation_stores.py", "ablations.py", "batches.py", "finetuning.py", "metrics.py", "model.py", "optimiser.py",
-    "predictions.py", "pretraining.py", "probe.py", "schedules.py", "text.py", "tokens.py", "training.py",
+    "phases.py", "predictions.py", "pretraining.py", "probe.py", "schedules.py", "text.py", "tokens.py", "training.py",
     "vocabulary.py",
 )  # fmt: skip
 Report = Callable[[dict[str, float], int], None]

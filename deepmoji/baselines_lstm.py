@@ -18,9 +18,10 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from deepmoji.datasets import Dataset
 from deepmoji.finetuning import predict
 from deepmoji.model import DeepMoji, Task
+from deepmoji.phases import Phase
 from deepmoji.predictions import Judged, judge, rows_of
 from deepmoji.tokens import Examples, encode_examples
-from deepmoji.training import Phase, fit
+from deepmoji.training import fit
 from deepmoji.vocabulary import build_vocabulary, count_words
 
 EMBEDDING_SIZE = 200

@@ -36,8 +36,8 @@ STANDARD_METHODS = ("new", "probe", "last", "full", REFERENCE, "probe-thaw")
 CODE = (
     "baselines.py", "baselines_lstm.py", "batches.py", "cards.py", "checkpoints.py", "dataset_formats.py",
     "datasets.py", "encoding.py", "finetuning.py", "metrics.py", "model.py", "optimiser.py", "owntable.py",
-    "precision.py", "predictions.py", "probe.py", "progress.py", "rawpickle.py", "schedules.py", "shards.py",
-    "splits.py", "text.py", "tokens.py", "training.py", "vocabulary.py",
+    "phases.py", "precision.py", "predictions.py", "probe.py", "progress.py", "rawpickle.py", "schedules.py",
+    "shards.py", "splits.py", "text.py", "tokens.py", "training.py", "vocabulary.py",
 )  # fmt: skip
 LIBRARIES = ("numpy", "scikit-learn", "torch")
 Report = Callable[[dict[str, float], int], None]

@@ -20,12 +20,13 @@ from deepmoji.cards import finetuned_card
 from deepmoji.checkpoints import ModelFolder, load_model, save_model
 from deepmoji.datasets import Dataset
 from deepmoji.errors import UsageError
-from deepmoji.model import LAYERS, DeepMoji, Task, probabilities
+from deepmoji.model import DeepMoji, Task, probabilities
+from deepmoji.phases import LAYERS, Phase
 from deepmoji.predictions import Judged, judge, rows_of, write_predictions
 from deepmoji.probe import solve_output
 from deepmoji.schedules import METHODS, phases_for, trains_embedding
 from deepmoji.tokens import Examples, encode_examples
-from deepmoji.training import Phase, fit, predict_logits
+from deepmoji.training import fit, predict_logits
 from deepmoji.vocabulary import Vocabulary, count_words, most_frequent
 
 __all__ = ["METHODS", "finetune", "phases_for"]

@@ -29,9 +29,10 @@ from deepmoji.insight import (
     similarities,
 )
 from deepmoji.model import DeepMoji
+from deepmoji.phases import Phase
 from deepmoji.progress import Report
 from deepmoji.tokens import Examples, load_store, read_meta
-from deepmoji.training import Phase, fit, predict_logits
+from deepmoji.training import fit, predict_logits
 from deepmoji.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)

@@ -10,16 +10,17 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import yaml
 
-from deepmoji import baselines, config, model, registry, schedules
+from deepmoji import baselines, config, registry
 from deepmoji.config import load_params
 from deepmoji.datasets import write_datasets
 from deepmoji.errors import DeepMojiError, UsageError
+from deepmoji.phases import LAYERS
 from deepmoji.predictions import Predictions, write_predictions
 from deepmoji.sample import write_sample
 from deepmoji.stages import Project, finetune_own
@@ -71,12 +72,31 @@ def test_names_in_params_are_checked_before_the_first_stage(project: Path) -> No
         load_params(project / "params.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "phases", "says"),
+    [
+        ("mine", [], "'mine' has no phases"),
+        ("mine", [{"train": ["all"]}, {"train": ["output"], "solve": True}], "Phase 2 .* only a first phase"),
+        ("mine", [{"train": ["output"], "solve": True, "learning_rate": 0.1}], "leave out learning_rate"),
+        ("last", [{"train": ["all"]}], "'last' has the name of a built-in method"),
+        ("tfidf", [{"train": ["all"]}], "'tfidf' has the name of a baseline"),
+    ],
+)
+def test_schedules_in_params_are_checked_before_the_first_stage(
+    project: Path, name: str, phases: list[object], says: str
+) -> None:
+    change(project, finetune={"methods": ["new"], "schedules": {name: phases}})
+    with pytest.raises(UsageError, match=f"(?i){says}") as caught:
+        load_params(project / "params.yaml")
+    assert "\n" not in str(caught.value)
+
+
 def test_names_that_params_may_hold_are_those_that_exist(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert config.METHODS == schedules.METHODS
+    assert get_args(config.Baseline) == tuple(baselines.BASELINES)
     monkeypatch.setattr(config, "find_spec", lambda name: name)  # minilm's package is an extra
     change(
         project,
-        finetune={"schedules": {"mine": [{"train": [layer]} for layer in ("all", *model.LAYERS)]}, "methods": ["mine"]},
+        finetune={"schedules": {"mine": [{"train": [layer]} for layer in ("all", *LAYERS)]}, "methods": ["mine"]},
         benchmark={"baselines": list(baselines.BASELINES)},
     )
     assert load_params(project / "params.yaml").finetune.methods == ["mine"]

@@ -26,10 +26,11 @@ from deepmoji.finetuning import (
     predict,
     prepare,
 )
-from deepmoji.model import LAYERS, DeepMoji
+from deepmoji.model import DeepMoji
+from deepmoji.phases import LAYERS, Phase
 from deepmoji.predictions import judge, read_predictions, tune_offsets
 from deepmoji.text import tokenize
-from deepmoji.training import Phase, fit
+from deepmoji.training import fit
 from deepmoji.vocabulary import Vocabulary, build_vocabulary
 
 WORDS = ("glad", "angry", "scared")

@@ -11,8 +11,9 @@ from deepmoji.checkpoints import load_model
 from deepmoji.errors import UsageError
 from deepmoji.finetuning import finetune, prepare, sampling_weights
 from deepmoji.model import DeepMoji
+from deepmoji.phases import Phase
 from deepmoji.probe import ABSENT, solve_output
-from deepmoji.training import Phase, fit, predict_features, predict_logits
+from deepmoji.training import fit, predict_features, predict_logits
 from tests.test_finetuning import SETTINGS, make_dataset, moved, pretrained
 
 __all__ = ["pretrained"]

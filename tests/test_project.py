@@ -25,7 +25,7 @@ from deepmoji.config import Params, load_params
 # From left to right, a module may import only what stands left of it, or beside it in the same group.
 ORDER = (
     {"errors", "provenance", "shards", "splits"},
-    {"config"},
+    {"phases", "schedules", "config"},
     {"emojis"},
     {"text"},
     {"vocabulary"},
@@ -38,7 +38,7 @@ ORDER = (
     {"batches", "optimiser", "precision", "progress", "training"},
     {"metrics", "predictions"},
     {"insight", "pretraining"},
-    {"schedules", "cards", "probe", "finetuning", "baselines", "baselines_lstm"},
+    {"cards", "probe", "finetuning", "baselines", "baselines_lstm"},
     {"benchmark", "report"},
     {"ablations", "ablation_report", "ablation_stores"},
     {"inference"},
