@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepmoji.batches import label_groups
 from deepmoji.cards import finetuned_card
 from deepmoji.checkpoints import ModelFolder, load_model, save_model
 from deepmoji.datasets import Dataset
@@ -281,8 +282,8 @@ def _fit(
     solved, phases = [], options.phases
     if phases[0].solve:
         # Texts drawn more often and texts that count more are one thing to a problem without steps.
-        drawn = sampling_weights(examples["train"].targets, columns, options.balance) if options.balance else weights
-        solved = [{"name": phases[0].name, **solve_output(model, examples, drawn)}]
+        drawn = sampling_weights(examples["train"].targets, options.balance)
+        solved = [{"name": phases[0].name, **solve_output(model, examples, weights, drawn)}]
         phases = phases[1:]
     if not phases:
         return solved
@@ -316,16 +317,14 @@ def balanced_weights(targets: NDArray[Any], classes: int) -> NDArray[np.float64]
     return weights
 
 
-def sampling_weights(targets: NDArray[Any], classes: int, balance: float) -> NDArray[np.float64]:
-    """Factors (C,) of the loss that weigh classes as `balance` draws them, in proportion to count ** (1 - balance).
-
-    UsageError: several labels a row, which cannot be drawn evenly.
-    """
-    if targets.ndim == 2:
-        raise UsageError("Several labels a text cannot be balanced by drawing: set finetune.balance to 0.")
-    counts = np.maximum(np.bincount(targets, minlength=classes), 1).astype(np.float64)
-    weights: NDArray[np.float64] = counts**-balance
-    return weights * len(targets) / float(weights[targets].sum())
+def sampling_weights(targets: NDArray[Any], balance: float) -> NDArray[np.float64]:
+    """Factors (P,) of the examples, 1 on average, that weigh them as often as `balance` draws them."""
+    weights: NDArray[np.float64] = np.zeros(len(targets))
+    for group in label_groups(targets):
+        if len(group):
+            weights[group] += len(group) ** -balance
+    weights *= len(targets) / weights.sum()
+    return weights
 
 
 def add_offsets(model: DeepMoji, offsets: Sequence[float]) -> None:
