@@ -183,6 +183,10 @@ def prepare(dataset: Dataset, vocabulary: Vocabulary, *, max_length: int | None,
     lengths = {split: np.diff(vocabulary.encode_flat(texts[split], None)[1]) for split in SPLITS}
     limit = max_length or default_length(lengths["train"])
     targets = {split: _targets(dataset, dataset.labels[rows_of(dataset, split)]) for split in SPLITS}
+    counts = np.concatenate([*lengths.values()])
+    cut, total = int((counts > limit).sum()), len(counts)
+    if cut:
+        logger.warning("%s: %d of %d texts are longer than %d tokens and are cut", dataset.name, cut, total, limit)
     return Prepared(
         vocabulary=vocabulary,
         examples={split: encode_examples(texts[split], targets[split], vocabulary, limit) for split in SPLITS},

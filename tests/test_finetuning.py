@@ -329,12 +329,16 @@ def test_frequent_unknown_words_come_by_count_then_spelling() -> None:
     assert frequent_unknown(["b a known", "c b a", "c c once"], vocabulary) == ["c", "a", "b"]
 
 
-def test_long_texts_are_cut_and_counted(pretrained: Path) -> None:
+def test_long_texts_are_cut_and_counted(pretrained: Path, caplog: pytest.LogCaptureFixture) -> None:
     vocabulary: Vocabulary = load_model(pretrained).vocabulary
     dataset = make_dataset()
     counts = np.array([len(tokenize(text)) for text in dataset.texts])
     for limit in (3, 4, 50):
+        caplog.clear()
         prepared = prepare(dataset, vocabulary, max_length=limit, new_words=0)
+        cut = (counts > limit).sum()
+        said = [f"toy: {cut} of {len(counts)} texts are longer than {limit} tokens and are cut"] if cut else []
+        assert caplog.messages == said
         for split, told in prepared.truncated.items():
             here = counts[dataset.splits == split]
             assert told == {"texts": int((here > limit).sum()), "of": len(here)}
