@@ -181,7 +181,11 @@ def pretrain(given: Path | None) -> None:
     "--model", default=STARTER, show_default=True, help="What to start from: starter, a folder, models:/ URI."
 )
 @click.option("--name", help="Registered as deepmoji-NAME; by default the file's name.")
-@click.option("--out", type=click.Path(path_type=Path), help="Model folder to write; by default below models/.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write: model in OUT/finetuned/NAME/METHOD, and OUT/report; by default models/NAME.",
+)
 @click.pass_context
 def finetune(
     context: click.Context,
