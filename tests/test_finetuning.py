@@ -91,15 +91,27 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
             ],
         ),
         ("probe", [(("output",), 0.02)]),
+        (
+            "probe-thaw",
+            [
+                (("output",), 0.02),
+                (("embedding",), 0.005),
+                (("lstm0",), 0.005),
+                (("lstm1",), 0.005),
+                (("attention",), 0.005),
+                (("all",), 0.005),
+            ],
+        ),
     ],
 )
 def test_methods_are_these_phases(method: str, expected: list[tuple[tuple[str, ...], float]]) -> None:
     phases = phases_for(method, **PHASES)
     assert [(phase.train, phase.learning_rate) for phase in phases] == expected
     assert all((phase.epochs, phase.patience, phase.epoch_size) == (5, 2, 100) for phase in phases)
+    assert [phase.solve for phase in phases] == [number == 0 and "probe" in method for number in range(len(phases))]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "probe"])  # which takes no steps
 def test_each_phase_moves_its_layers_and_no_others(method: str, pretrained: Path) -> None:
     start = load_model(pretrained)
     prepared = prepare(make_dataset("multiclass", 2), start.vocabulary, max_length=None, new_words=0)
