@@ -26,7 +26,8 @@ from deepmoji.errors import InputError, UsageError
 from deepmoji.finetuning import default_epoch, finetune, phases_for, prefixed
 from deepmoji.predictions import rows_of
 from deepmoji.pretraining import pretrain
-from deepmoji.shards import open_work, read_json, sources_digest, write_json
+from deepmoji.provenance import made_by
+from deepmoji.shards import open_work, read_json, write_json
 from deepmoji.splits import SPLITS
 from deepmoji.tokens import read_meta
 
@@ -40,12 +41,6 @@ ABLATIONS = {
     "size": "pretraining on a share of the texts; the road's own model has all of them",
 }
 SHARES = (0.01, 0.1)
-# A change of one of these may change numbers, so that what was made before is made again.
-CODE = (
-    "ablation_stores.py", "ablations.py", "batches.py", "finetuning.py", "metrics.py", "model.py", "optimiser.py",
-    "phases.py", "predictions.py", "pretraining.py", "probe.py", "schedules.py", "text.py", "tokens.py", "training.py",
-    "vocabulary.py",
-)  # fmt: skip
 Report = Callable[[dict[str, float], int], None]
 RunReport = Callable[[str, str, str, int, Mapping[str, Any]], None]  # variant, dataset, method, seed, numbers
 
@@ -205,7 +200,7 @@ def _pretrain(variant: Variant, road: Road, folder: Path, work: Path, report: Re
         "groups": groups,
         "tokens": _digest(*(road.tokens / split / part for split in SPLITS for part in ("ids.npy", "labels.npy"))),
         "vocabulary": read_meta(road.tokens / "train")["vocabulary"],
-        "code": sources_digest(*CODE),
+        **made_by("ablation_stores", "pretraining"),
     }
     done = folder / "pretrained.json"
     if _is_done(done, plan, folder / "pretrained" / "config.json"):
@@ -235,7 +230,7 @@ def _finetune(
         "options": json.loads(json.dumps(road.finetune, default=str)),
         "start": _digest(folder / "pretrained" / "model.safetensors", folder / "pretrained" / "vocabulary.json"),
         "dataset": _digest(road.datasets / f"{dataset.name}.parquet"),
-        "code": sources_digest(*CODE),
+        **made_by("finetuning"),
     }
     done = out.with_name(f"{method}.json")
     if _is_done(done, plan, out / "results.json"):

@@ -127,6 +127,9 @@ def test_size_gives_a_curve_and_nothing_is_made_twice(
     monkeypatch.setattr(ablations, "finetune", None)
     main(arguments)
     assert times(road / "artifacts") == written
+    monkeypatch.setattr("deepmoji.provenance.version", lambda name: f"another {name}")
+    with pytest.raises(TypeError, match="NoneType"):
+        main(arguments)
 
 
 def test_another_option_is_made_again_and_only_what_depends_on_it(

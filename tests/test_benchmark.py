@@ -472,12 +472,15 @@ def test_a_baseline_is_measured_once_for_a_table(
     save_dataset(replace(dataset, texts=[f"{text} !" for text in dataset.texts]), folders[0] / "toy.parquet")
     benchmark(*folders, tmp_path / "out", **settings)
     assert asked[sets:] == ["majority toy 1"]
-    monkeypatch.setattr("deepmoji.benchmark.sources_digest", lambda *_: "other code")
+    monkeypatch.setattr("deepmoji.provenance.version", lambda name: f"another {name}")
     benchmark(*folders, tmp_path / "out", **settings)
     assert len(asked) == 2 * sets + 1
+    monkeypatch.setattr("deepmoji.provenance.code_digest", lambda *modules: f"other code of {modules}")
+    benchmark(*folders, tmp_path / "out", **settings)
+    assert len(asked) == 3 * sets + 1
     (tmp_path / "kept" / "toy" / "majority-1.json").unlink()  # a killed run left the first of two files
     benchmark(*folders, tmp_path / "out", **settings)
-    assert len(asked) == 2 * sets + 2
+    assert len(asked) == 3 * sets + 2
     (tmp_path / "kept" / "toy" / "majority-1.parquet").unlink()
     benchmark(*folders, tmp_path / "out", **settings)
-    assert len(asked) == 2 * sets + 3
+    assert len(asked) == 3 * sets + 3
