@@ -23,8 +23,7 @@ from deepmoji.benchmark import Entry, compare, read_entry
 from deepmoji.checkpoints import load_model
 from deepmoji.datasets import Dataset, load_dataset
 from deepmoji.errors import InputError, UsageError
-from deepmoji.finetuning import default_epoch, finetune, phases_for, prefixed
-from deepmoji.predictions import rows_of
+from deepmoji.finetuning import finetune, prefixed
 from deepmoji.pretraining import pretrain
 from deepmoji.provenance import made_by
 from deepmoji.shards import open_work, read_json, write_json
@@ -158,13 +157,18 @@ def _check(name: str, road: Road, methods: Sequence[str]) -> None:
     if name == "no-attention" and not road.pretrain["attention"]:
         raise UsageError("pretrain.attention is false already: set it to true, run `make run`, then this ablation.")
     base = load_model(road.pretrained)
-    sizes = ("embedding_size", "hidden_size", "attention")
-    other = [size for size in sizes if base.config[size] != road.pretrain[size]]
-    if other or base.vocabulary.digest != read_meta(road.tokens / "train")["vocabulary"]:
-        raise InputError(
-            f"{road.pretrained} was made with other {other[0] if other else 'tokens'} than there are now: "
-            "run `make run` first."
-        )
+    _same_options(road.pretrained, base.metrics.get("options"), road.pretrain)
+    if base.vocabulary.digest != read_meta(road.tokens / "train")["vocabulary"]:
+        raise InputError(f"{road.pretrained} was made with other tokens than there are now: run `make run` first.")
+
+
+def _same_options(folder: Path, noted: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
+    """InputError where a base was made with other options than the variants will be."""
+    if noted is None:
+        raise InputError(f"{folder} does not say with which options it was made: run `make run` first.")
+    other = [name for name, value in noted.items() if json.loads(json.dumps(wanted.get(name))) != value]
+    if other:
+        raise InputError(f"{folder} was made with another {other[0]} than params.yaml has: run `make run` first.")
 
 
 def _base(road: Road, dataset: Dataset, method: str) -> Entry:
@@ -173,18 +177,11 @@ def _base(road: Road, dataset: Dataset, method: str) -> Entry:
     entry = read_entry(folder, dataset, method)
     if entry is None:
         raise InputError(f"{folder} holds no result to compare with: run `make run` first, with that set and method.")
-    options = road.finetune
-    keys = ("learning_rate", "finetune_rate", "epochs", "patience", "schedules")
-    drawn = options["epoch_size"] or default_epoch(len(rows_of(dataset, "train")))
-    phases = phases_for(method, **{key: options[key] for key in keys}, epoch_size=drawn)
-    wanted = [{**asdict(phase), "train": list(phase.train)} for phase in phases]
-    found = read_json(folder / "results.json")["schedule"]
-    if not road.pretrain["attention"]:  # then the road leaves that phase out
-        wanted = [phase for phase in wanted if phase["train"] != ["attention"]]
-    if found != wanted or [run.seed for run in entry.runs] != list(options["seeds"]):
-        raise InputError(
-            f"{folder} was made with another schedule or other seeds than params.yaml has: run `make run` first."
-        )
+    own = {"schedules": {method: road.finetune["schedules"].get(method)}}
+    noted = read_json(folder / "results.json").get("options")
+    if noted is not None:
+        noted |= {"schedules": {method: noted["schedules"].get(method)}}
+    _same_options(folder, noted, {**road.finetune, **own})
     return replace(entry, method=BASE)
 
 

@@ -40,6 +40,7 @@ SPLITS = ("train", "val", "test")
 CLASS_WEIGHTS = ("none", "balanced")
 LENGTH_PERCENTILE = 80  # of the training texts fit whole (paper's code); what is cut is counted in results.json
 MAX_CLASS_WEIGHT = 10.0  # a class of a few rows would otherwise steer every batch that holds one of them
+NO_OPTIONS = ("dataset", "pretrained", "out", "method", "report", "report_seed")  # of `finetune`
 EPOCH_TEXTS = (1_000, 5_000)  # a few steps say little about the loss; 5,000 is an epoch of the paper's code
 MIN_COUNT = 2  # a word seen once gets a vector that fits that one text
 
@@ -111,6 +112,7 @@ def finetune(
     Returns the content of results.json. UsageError: an unknown method, layer or kind of class weights; InputError:
     an empty split.
     """
+    given = {name: value for name, value in locals().items() if name not in NO_OPTIONS}
     if class_weights not in CLASS_WEIGHTS:
         raise UsageError(f"There are no class weights {class_weights!r}: choose one of {', '.join(CLASS_WEIGHTS)}.")
     phases = phases_for(
@@ -160,6 +162,7 @@ def finetune(
         "truncated": prepared.truncated,
         "new_words": len(prepared.vocabulary) - len(start.vocabulary),
         "pretrained": {} if method == "new" else _origin(start),
+        "options": given,
         "schedule": [{**asdict(phase), "train": list(phase.train)} for phase in phases],
         "seeds": runs,
         "mean": {split: _over_seeds(runs, split, np.mean) for split in ("validation", "test")},
