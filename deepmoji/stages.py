@@ -252,7 +252,8 @@ def finetune_own(
 
     With the options of the section finetune. Writes <out>/finetuned/<name>/<method> (the model), <out>/report and
     the table as it was read, <out>/datasets; `out` is by default below models/<name> of the project. The version is
-    registered before the report is made, which can fail by what else lies in `out`. Errors: see
+    registered before the report is made, which can fail by what else lies in `out`. Its numbers are the kept model's
+    own on test rows, and mean and std over the seeds of the metric. Errors: see
     datasets.dataset_from_table; DeepMojiError: registered, but without a report.
     """
     from deepmoji import benchmark as bench
@@ -284,7 +285,9 @@ def finetune_own(
             **options,
         )
         figures = {key: results[key]["test"][dataset.metric] for key in ("mean", "std")}
-        metrics = figures | results["mean"]["test"]
+        kept = next(seed for seed in results["seeds"] if seed["seed"] == results["best_seed"])
+        # Where models of one class each were judged, the folder holds the model of all classes beside them.
+        metrics = figures | kept.get("one_model", kept)["test"]
         version = registry.register(project.root, folder, f"deepmoji-{name}", tags=tags, metrics=metrics)
         try:
             numbers = bench.benchmark(

@@ -8,7 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, get_args
 
@@ -198,10 +198,28 @@ def test_a_report_that_cannot_be_made_costs_no_model(project: Path, monkeypatch:
     assert numbers["scores"]["mine"]["last"]["mean"] == pytest.approx(version["mean"], abs=1e-5)
 
 
-def own_table(project: Path, *, name: str) -> dict[str, Any]:
+@pytest.mark.parametrize("class_average", [False, True])
+def test_a_registered_model_has_its_own_figures(project: Path, class_average: bool) -> None:
+    """Not the mean over seeds, nor those of models of one class each that were judged beside it."""
+    change(project, finetune={"class_average": class_average})
+    labels = ("joy", "joy|love", "", "love") if class_average else ("bad", "good")
+    own_table(project, name="mine", seeds=[1, 2, 3], labels=labels)
+    folder = project / "models" / "mine" / "finetuned" / "mine" / "last"
+    (version,) = registry.list_models(project)
+    own = json.loads((folder / "metrics.json").read_text())["test"]
+    assert {name: version[name] for name in own} == pytest.approx(own)
+    results = json.loads((folder / "results.json").read_text())
+    over_seeds = {key: results[key]["test"]["macro_f1"] for key in ("mean", "std")}
+    assert {key: version[key] for key in over_seeds} == pytest.approx(over_seeds)
+    assert version["mean"] != pytest.approx(version["macro_f1"])
+
+
+def own_table(
+    project: Path, *, name: str, seeds: Sequence[int] = (1,), labels: Sequence[str] = ("bad", "good")
+) -> dict[str, Any]:
     """Fine-tune a tiny model on a small table."""
-    change(project, finetune={"seeds": [1], "epochs": 1}, benchmark={"baselines": ["majority"], "bootstrap": 10})
-    rows = "".join(f"{'love' if n % 2 else 'hate'} this {n},{'good' if n % 2 else 'bad'}\n" for n in range(40))
+    change(project, finetune={"seeds": [*seeds], "epochs": 1}, benchmark={"baselines": ["majority"], "bootstrap": 10})
+    rows = "".join(f"{'love' if n % 2 else 'hate'} this {n},{labels[n % len(labels)]}\n" for n in range(40))
     (project / "mine.csv").write_text(f"text,label\n{rows}")
     return finetune_own(
         Project(project), project / "mine.csv", text_column="text", label_column="label", split="50/25/25",
