@@ -26,7 +26,7 @@ from deepmoji.vocabulary import build_vocabulary, count_words
 
 EMBEDDING_SIZE = 200
 HIDDEN_SIZE = 50
-MAX_LENGTH = 100
+MAX_LENGTH = 200  # as the fine-tunes of real presets
 VOCABULARY_SIZE = 20_000
 PHASE = Phase("lstm", ("all",), learning_rate=0.001, epochs=30, patience=3)
 BATCH_SIZE = 32
