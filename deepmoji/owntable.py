@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from deepmoji.dataset_formats import SPLITS, Table
 from deepmoji.errors import InputError, UsageError
+from deepmoji.rows import columns_called
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +42,16 @@ def read_table(path: Path, text_column: str, label_column: str, split: str, seed
     A label is a class name. If any cell holds a list, or names between bars such as "joy|love", the table is
     multilabel and an empty cell means no label. Rows whose text, or whose only label, is missing, and rows with half of
     a surrogate pair are set aside and counted. `split` is the name of a column (train, val or validation or dev, test)
-    or three shares such as "70/10/20"; a column of that name comes first. InputError and UsageError say what does not
-    fit.
+    or three shares such as "70/10/20"; a column of that name comes first. Case does not matter in the
+    names of columns. InputError and UsageError say what does not fit.
     """
     rows, set_aside = _rows(path)
-    names = {name: None for row in rows[:1] for name in row}
-    by_column = split in names
+    names = list(rows[0])
+    text_column, label_column = (_column(path, names, text_column, "text"), _column(path, names, label_column, "label"))
+    by_column = bool(columns_called(names, split))
+    if by_column:
+        split = _column(path, names, split, "split")
     shares = None if by_column else parse_shares(split)
-    for option, column in {"text": text_column, "label": label_column}.items():
-        if column not in names:
-            raise InputError(
-                f"{path} has no column {column!r} for the {option}: its columns are {', '.join(names) or 'none'}."
-            )
     multilabel = any(_is_list(row[label_column]) for row in rows)
     texts: list[str] = []
     named: list[list[str]] = []
@@ -91,6 +90,14 @@ def read_table(path: Path, text_column: str, label_column: str, split: str, seed
             raise InputError(f"{path} has no row for {part} in {where}: each of {SPLITS} needs rows.")
     _check_classes(numbers, splits, classes, path, where, multilabel)
     return OwnTable(Table(texts, numbers, splits, classes), multilabel, dict(set_aside))
+
+
+def _column(path: Path, names: Sequence[str], column: str, option: str) -> str:
+    found = columns_called(names, column)
+    if len(found) != 1:
+        has = f"{len(found)} columns" if found else "no column"
+        raise InputError(f"{path} has {has} {column!r} for the {option}: its columns are {', '.join(names)}.")
+    return found[0]
 
 
 def parse_shares(split: str) -> tuple[float, float, float]:

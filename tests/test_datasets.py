@@ -443,6 +443,16 @@ def test_classes_that_a_split_column_cannot_judge_are_told(tmp_path: Path, caplo
     assert dataset_from_table(path, "tweet", "mood", "part", seed=1).task == "multilabel"
 
 
+def test_case_does_not_matter_in_the_names_of_columns(tmp_path: Path) -> None:
+    rows = [(f"text {n}", f"c{n % 2}", SPLITS[n % 3]) for n in range(30)]
+    path = put_csv(tmp_path / "mine.csv", list(rows), "Tweet, MOOD,Part")
+    dataset = dataset_from_table(path, "tweet", "mood", "part", seed=1)
+    assert dataset.texts == [text for text, _, _ in rows] and sizes(dataset) == (10, 10, 10)
+    put_csv(path, list(rows), "tweet,mood,Mood")
+    with pytest.raises(InputError, match="has 2 columns 'mood' for the label: its columns are tweet, mood, Mood"):
+        dataset_from_table(path, "tweet", "mood", "70/10/20", seed=1)
+
+
 def test_numbers_are_class_names_in_their_order(tmp_path: Path) -> None:
     pq.write_table(
         pa.table({"t": [f"x {n}" for n in range(60)], "y": [n % 12 for n in range(60)]}), tmp_path / "a.parquet"
