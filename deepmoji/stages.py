@@ -260,7 +260,11 @@ def finetune_own(
     from deepmoji import finetuning, registry
     from deepmoji.datasets import dataset_from_table, save_dataset
 
-    registry.check_name(f"deepmoji-{name}")  # which also names folders; before the work, not after it
+    try:
+        registry.check_name(f"deepmoji-{name}")  # which also names folders; before the work, not after it
+    except UsageError as error:
+        sentence = str(error).removesuffix(".")
+        raise UsageError(f"{sentence} (it comes of the file's name, or of --name where that is given).") from None
     if not name.strip("."):
         raise UsageError(f"The name {name!r} is not usable, since a folder gets it: take letters or digits too.")
     dataset = replace(

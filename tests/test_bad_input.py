@@ -168,6 +168,14 @@ def test_a_name_that_cannot_be_registered_is_refused_before_the_work(project: Pa
     assert not (project / "models").exists()
 
 
+def test_a_file_whose_name_cannot_be_registered_may_get_another(project: Path) -> None:
+    (project / "My Reviews.csv").write_text("text,label\na,b\n")
+    done = run(project, "deepmoji.cli", "finetune", "--data", "My Reviews.csv")
+    assert done.returncode == 2
+    assert "'deepmoji-My Reviews' is not usable" in done.stderr and "--name" in done.stderr
+    assert "\n" not in done.stderr.strip()
+
+
 @pytest.mark.parametrize("name", [".", ".."])
 def test_a_name_that_is_another_folder_is_refused_before_the_work(project: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f"The name '{name}' is not usable"):
