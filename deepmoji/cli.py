@@ -130,9 +130,12 @@ def ingest(given: Path | None) -> None:
 
 @cli.command()
 @click.option("--write", is_flag=True, help="Stage: write the sets named in params.yaml as tables.")
+@click.option("--long", is_flag=True, help="List below each set its folder in the data folder, and its source.")
 @click.pass_obj
-def datasets(given: Path | None, write: bool) -> None:
+def datasets(given: Path | None, write: bool, long: bool) -> None:
     """List the known labelled sets, or (--write) convert those named in params.yaml."""
+    if write and long:
+        raise click.UsageError("Give either --write (the stage) or --long (the list).")
     if write:
         _run_stage(given, "datasets")
         return
@@ -142,6 +145,8 @@ def datasets(given: Path | None, write: bool) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]))
+        if long and row[0] in CATALOG:
+            click.echo(f"    {CATALOG[row[0]].folder}, from {CATALOG[row[0]].source}")
 
 
 @cli.command()

@@ -121,3 +121,10 @@ def test_datasets_lists_name_task_metric_and_licence() -> None:
     # A licence note, after the three columns that are one word each.
     assert all(len(line.split(maxsplit=3)[3].split()) >= 3 for line in real)
     assert all(any(word in line for word in ("use", "MIT", "Apache")) for line in real)
+
+
+def test_datasets_tells_where_a_set_is_looked_for() -> None:
+    lines = run("datasets", "--long").stdout.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("SS-Youtube "))
+    assert lines[place + 1] == "    deepmoji/SS-Youtube, from github.com/bfelbo/DeepMoji"
+    assert run("datasets", "--long", "--write").returncode == 2
