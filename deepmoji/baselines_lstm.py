@@ -2,8 +2,14 @@
 
 Badjatiya et al. 2017: embedding -> dropout .25 -> LSTM 50 -> dropout .5 -> softmax; then the mean of a text's
 learned vectors goes into gradient-boosted trees. Their .93 F1 comes of networks that had learned from the folds
-they were tested on. `badjatiya` trains the network on training rows only; `badjatiya-leaky` lets it learn from all
-rows, test labels included, and is there to show how much that is worth.
+they were tested on. Here the folds are nested: `badjatiya` trains the network on the training rows alone, and no label
+of a test row reaches network, trees or thresholds. `badjatiya-leaky` differs in one thing, that its network learns from
+all rows, test labels included, and is there to show how much that is worth.
+
+The trees learn from the rows that the network learned from. Vectors that know the labels of the trees' own rows make
+these rows look easier than test rows are, which may cost the baseline some of its score but tells it nothing of test
+rows. To learn vectors on one half and trees on the other would cost each of them half of sets of a few hundred texts,
+and vectors of several networks have no space in common.
 """
 
 from dataclasses import replace
