@@ -26,7 +26,8 @@ def work(steps: int, batch: int) -> None:
     from model_speed import CLASSES, WORDS, tweets
 
     from deepmoji.model import DeepMoji
-    from deepmoji.training import Phase, fit
+    from deepmoji.phases import Phase
+    from deepmoji.training import fit
 
     torch.set_num_threads(1)
     torch.manual_seed(0)

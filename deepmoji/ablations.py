@@ -23,10 +23,10 @@ from deepmoji.benchmark import Entry, compare, read_entry
 from deepmoji.checkpoints import load_model
 from deepmoji.datasets import Dataset, load_dataset
 from deepmoji.errors import InputError, UsageError
-from deepmoji.finetuning import default_epoch, finetune, phases_for, prefixed
-from deepmoji.predictions import rows_of
+from deepmoji.finetuning import finetune, prefixed
 from deepmoji.pretraining import pretrain
-from deepmoji.shards import open_work, read_json, sources_digest, write_json
+from deepmoji.provenance import made_by
+from deepmoji.shards import open_work, read_json, write_json
 from deepmoji.splits import SPLITS
 from deepmoji.tokens import read_meta
 
@@ -40,12 +40,6 @@ ABLATIONS = {
     "size": "pretraining on a share of the texts; the road's own model has all of them",
 }
 SHARES = (0.01, 0.1)
-# A change of one of these may change numbers, so that what was made before is made again.
-CODE = (
-    "ablation_stores.py", "ablations.py", "batches.py", "finetuning.py", "metrics.py", "model.py", "optimiser.py",
-    "predictions.py", "pretraining.py", "probe.py", "schedules.py", "text.py", "tokens.py", "training.py",
-    "vocabulary.py",
-)  # fmt: skip
 Report = Callable[[dict[str, float], int], None]
 RunReport = Callable[[str, str, str, int, Mapping[str, Any]], None]  # variant, dataset, method, seed, numbers
 
@@ -163,13 +157,18 @@ def _check(name: str, road: Road, methods: Sequence[str]) -> None:
     if name == "no-attention" and not road.pretrain["attention"]:
         raise UsageError("pretrain.attention is false already: set it to true, run `make run`, then this ablation.")
     base = load_model(road.pretrained)
-    sizes = ("embedding_size", "hidden_size", "attention")
-    other = [size for size in sizes if base.config[size] != road.pretrain[size]]
-    if other or base.vocabulary.digest != read_meta(road.tokens / "train")["vocabulary"]:
-        raise InputError(
-            f"{road.pretrained} was made with other {other[0] if other else 'tokens'} than there are now: "
-            "run `make run` first."
-        )
+    _same_options(road.pretrained, base.metrics.get("options"), road.pretrain)
+    if base.vocabulary.digest != read_meta(road.tokens / "train")["vocabulary"]:
+        raise InputError(f"{road.pretrained} was made with other tokens than there are now: run `make run` first.")
+
+
+def _same_options(folder: Path, noted: Mapping[str, Any] | None, wanted: Mapping[str, Any]) -> None:
+    """InputError where a base was made with other options than the variants will be."""
+    if noted is None:
+        raise InputError(f"{folder} does not say with which options it was made: run `make run` first.")
+    other = [name for name, value in noted.items() if json.loads(json.dumps(wanted.get(name))) != value]
+    if other:
+        raise InputError(f"{folder} was made with another {other[0]} than params.yaml has: run `make run` first.")
 
 
 def _base(road: Road, dataset: Dataset, method: str) -> Entry:
@@ -178,18 +177,11 @@ def _base(road: Road, dataset: Dataset, method: str) -> Entry:
     entry = read_entry(folder, dataset, method)
     if entry is None:
         raise InputError(f"{folder} holds no result to compare with: run `make run` first, with that set and method.")
-    options = road.finetune
-    keys = ("learning_rate", "finetune_rate", "epochs", "patience", "schedules")
-    drawn = options["epoch_size"] or default_epoch(len(rows_of(dataset, "train")))
-    phases = phases_for(method, **{key: options[key] for key in keys}, epoch_size=drawn)
-    wanted = [{**asdict(phase), "train": list(phase.train)} for phase in phases]
-    found = read_json(folder / "results.json")["schedule"]
-    if not road.pretrain["attention"]:  # then the road leaves that phase out
-        wanted = [phase for phase in wanted if phase["train"] != ["attention"]]
-    if found != wanted or [run.seed for run in entry.runs] != list(options["seeds"]):
-        raise InputError(
-            f"{folder} was made with another schedule or other seeds than params.yaml has: run `make run` first."
-        )
+    own = {"schedules": {method: road.finetune["schedules"].get(method)}}
+    noted = read_json(folder / "results.json").get("options")
+    if noted is not None:
+        noted |= {"schedules": {method: noted["schedules"].get(method)}}
+    _same_options(folder, noted, {**road.finetune, **own})
     return replace(entry, method=BASE)
 
 
@@ -205,7 +197,7 @@ def _pretrain(variant: Variant, road: Road, folder: Path, work: Path, report: Re
         "groups": groups,
         "tokens": _digest(*(road.tokens / split / part for split in SPLITS for part in ("ids.npy", "labels.npy"))),
         "vocabulary": read_meta(road.tokens / "train")["vocabulary"],
-        "code": sources_digest(*CODE),
+        **made_by("ablation_stores", "pretraining"),
     }
     done = folder / "pretrained.json"
     if _is_done(done, plan, folder / "pretrained" / "config.json"):
@@ -235,7 +227,7 @@ def _finetune(
         "options": json.loads(json.dumps(road.finetune, default=str)),
         "start": _digest(folder / "pretrained" / "model.safetensors", folder / "pretrained" / "vocabulary.json"),
         "dataset": _digest(road.datasets / f"{dataset.name}.parquet"),
-        "code": sources_digest(*CODE),
+        **made_by("finetuning"),
     }
     done = out.with_name(f"{method}.json")
     if _is_done(done, plan, out / "results.json"):

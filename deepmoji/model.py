@@ -19,7 +19,6 @@ RecurrentActivation = Literal["sigmoid", "hard_sigmoid"]
 
 TASKS = ("multiclass", "binary", "multilabel")
 RECURRENT_ACTIVATIONS = ("sigmoid", "hard_sigmoid")
-LAYERS = ("embedding", "lstm0", "lstm1", "attention", "output")
 
 
 class DeepMoji(nn.Module):

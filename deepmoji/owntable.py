@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from deepmoji.dataset_formats import SPLITS, Table
 from deepmoji.errors import InputError, UsageError
+from deepmoji.rows import columns_called
 
 log = logging.getLogger(__name__)
 
@@ -41,18 +42,16 @@ def read_table(path: Path, text_column: str, label_column: str, split: str, seed
     A label is a class name. If any cell holds a list, or names between bars such as "joy|love", the table is
     multilabel and an empty cell means no label. Rows whose text, or whose only label, is missing, and rows with half of
     a surrogate pair are set aside and counted. `split` is the name of a column (train, val or validation or dev, test)
-    or three shares such as "70/10/20"; a column of that name comes first. InputError and UsageError say what does not
-    fit.
+    or three shares such as "70/10/20"; a column of that name comes first. Case does not matter in the
+    names of columns. InputError and UsageError say what does not fit.
     """
     rows, set_aside = _rows(path)
-    names = {name: None for row in rows[:1] for name in row}
-    by_column = split in names
+    names = list(rows[0])
+    text_column, label_column = (_column(path, names, text_column, "text"), _column(path, names, label_column, "label"))
+    by_column = bool(columns_called(names, split))
+    if by_column:
+        split = _column(path, names, split, "split")
     shares = None if by_column else parse_shares(split)
-    for option, column in {"text": text_column, "label": label_column}.items():
-        if column not in names:
-            raise InputError(
-                f"{path} has no column {column!r} for the {option}: its columns are {', '.join(names) or 'none'}."
-            )
     multilabel = any(_is_list(row[label_column]) for row in rows)
     texts: list[str] = []
     named: list[list[str]] = []
@@ -69,6 +68,12 @@ def read_table(path: Path, text_column: str, label_column: str, split: str, seed
             texts.append(text)
             named.append(labels)
             splits.append(_split_of(row[split], path, split) if by_column else "")
+    if multilabel:
+        several, empty = sum(len(labels) > 1 for labels in named), sum(not labels for labels in named)
+        log.info(
+            "%s: read as several labels a row: %d of %d rows have more than one, %d have none",
+            path, several, len(named), empty,
+        )  # fmt: skip
     if set_aside:
         reasons = ", ".join(f"{count} with {reason}" for reason, count in sorted(set_aside.items()))
         log.warning("%s: rows set aside: %s", path, reasons)
@@ -79,12 +84,20 @@ def read_table(path: Path, text_column: str, label_column: str, split: str, seed
     numbers = [sorted(ids[name] for name in row) for row in named]
     if shares is not None:
         splits = stratified_split(texts, numbers, shares, seed, classes)
-    else:
-        for part in SPLITS:
-            if part not in splits:
-                raise InputError(f"{path} has no row for {part} in the column {split!r}: each of {SPLITS} needs rows.")
-        _check_classes(numbers, splits, classes, path, split, multilabel)
+    where = f"the column {split!r}" if by_column else f"the split {split}"
+    for part in SPLITS:
+        if part not in splits:
+            raise InputError(f"{path} has no row for {part} in {where}: each of {SPLITS} needs rows.")
+    _check_classes(numbers, splits, classes, path, where, multilabel)
     return OwnTable(Table(texts, numbers, splits, classes), multilabel, dict(set_aside))
+
+
+def _column(path: Path, names: Sequence[str], column: str, option: str) -> str:
+    found = columns_called(names, column)
+    if len(found) != 1:
+        has = f"{len(found)} columns" if found else "no column"
+        raise InputError(f"{path} has {has} {column!r} for the {option}: its columns are {', '.join(names)}.")
+    return found[0]
 
 
 def parse_shares(split: str) -> tuple[float, float, float]:
@@ -109,7 +122,8 @@ def stratified_split(
 ) -> list[str]:
     """A split of each row, near the shares in every class; texts equal but for case and white space stay together.
 
-    Classes are dealt out rarest first, each text where its class still lacks most (after Sechidis et al. 2011).
+    Classes are dealt out rarest first, each text where its class still lacks most (after Sechidis et al. 2011). Every
+    class gets a training row, which others may have to give: a text of several classes lies where the rarest puts it.
     InputError for a class with fewer than three different texts, since each split needs one.
     """
     groups: dict[str, list[int]] = defaultdict(list)
@@ -136,6 +150,17 @@ def stratified_split(
                 chosen[group] = part
                 for other in group_labels[group]:
                     lacking[other][part] -= 1
+    dealt = Counter((label, chosen[group]) for group in order for label in group_labels[group])
+    for label in sorted(counts):
+        if not dealt[label, 0]:
+            # The text that val or test can best do without.
+            spare = max(
+                (group for group in order if label in group_labels[group]),
+                key=lambda group: min(dealt[other, chosen[group]] for other in group_labels[group]),
+            )
+            dealt.subtract((other, chosen[spare]) for other in group_labels[spare])
+            chosen[spare] = 0
+            dealt.update((other, 0) for other in group_labels[spare])
     for group in order:
         if chosen[group] < 0:
             chosen[group] = int(np.argmax(rest))
@@ -172,22 +197,20 @@ def _classes(named: list[list[str]], path: Path, column: str) -> tuple[str, ...]
 
 
 def _check_classes(
-    numbers: list[list[int]], splits: list[str], classes: tuple[str, ...], path: Path, column: str, multilabel: bool
+    numbers: list[list[int]], splits: list[str], classes: tuple[str, ...], path: Path, where: str, multilabel: bool
 ) -> None:
-    """InputError if a given split leaves a class untrained, or validation without a choice between classes."""
+    """InputError if a split leaves a class untrained, or validation without a choice between classes."""
     found: dict[str, set[int]] = {part: set() for part in SPLITS}
     for row, part in zip(numbers, splits, strict=True):
         found[part].update(row)
     lacking = {part: [name for k, name in enumerate(classes) if k not in found[part]] for part in SPLITS}
     if lacking["train"]:
         raise InputError(
-            f"{path} has no train row in the column {column!r} for {len(lacking['train'])} of {len(classes)} classes, "
+            f"{path} has no train row in {where} for {len(lacking['train'])} of {len(classes)} classes, "
             f"such as {lacking['train'][0]!r:.40}: give each class train rows, or drop it."
         )
     if not multilabel and len(found["val"]) < 2:
-        raise InputError(
-            f"{path} has val rows of one class only in the column {column!r}: val needs rows of at least two classes."
-        )
+        raise InputError(f"{path} has val rows of one class only in {where}: val needs rows of at least two classes.")
     for part in ("val", "test"):
         if lacking[part]:
             log.warning("%s: %s has no row of the classes %s", path, part, ", ".join(lacking[part]))

@@ -30,13 +30,16 @@ from deepmoji.insight import (
     similarities,
 )
 from deepmoji.model import DeepMoji
+from deepmoji.phases import Phase
 from deepmoji.progress import Report
 from deepmoji.tokens import Examples, load_store, read_meta
-from deepmoji.training import Phase, fit, predict_logits
+from deepmoji.training import fit, predict_logits
 from deepmoji.vocabulary import Vocabulary
 
 log = logging.getLogger(__name__)
 
+# Arguments of `pretrain` that leave the weights as they are; metrics.json has the others.
+NO_OPTIONS = ("tokens", "out", "checkpoints", "checkpoint_seconds", "sentiment_ranking", "report")
 RANK_TIMEOUT = timedelta(seconds=45)  # a process that hangs is noticed within a minute
 
 
@@ -71,6 +74,7 @@ def pretrain(
     others return {} when the training is done. `sentiment_ranking`: a CSV of emojis with sentiment counts, against
     which the similarities are checked. TrainingError, InputError: see errors.
     """
+    given = {name: value for name, value in locals().items() if name not in NO_OPTIONS}
     vocabulary = Vocabulary.load(tokens / "vocabulary.json")
     labels = load_labels(tokens / "labels.json").names
     # Read before the hours of training, not after them.
@@ -135,7 +139,7 @@ def pretrain(
         model,
         vocabulary,
         labels,
-        metrics={**metrics, "history": history},
+        metrics={**metrics, "history": history, "options": given},
         card=_card(metrics, model, len(vocabulary), labels),
         extra={"max_length": max_length},
         attach=attach,

@@ -1,13 +1,21 @@
 """What a result was made from, and what of a text may be shown: commit, code, locked data; no secrets."""
 
+import ast
 import hashlib
 import os
 import re
 import subprocess
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from functools import cache
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 UNKNOWN = "unknown"
+PACKAGE = Path(__file__).parent
+LIBRARIES = ("numpy", "scikit-learn", "torch")
+NO_NUMBERS = {"errors", "provenance"}  # modules that shape no result
 
 _USERINFO = re.compile(r"://[^/@\s]+@")
 _SIGNED = re.compile(r"(?i)([?&](?:[\w-]*(?:signature|token|credential|password|secret|key)[\w-]*|sig)=)[^&\s\"]+")
@@ -31,13 +39,46 @@ def provenance(root: Path) -> dict[str, str]:
     }
 
 
-def code_digest() -> str:
-    """SHA-256 over the Python files of this package, first 16 hex digits."""
-    package = Path(__file__).parent
+def code_digest(*modules: str) -> str:
+    """SHA-256 over the Python files of this package, or over those that `modules` run, first 16 hex digits."""
+    files = [PACKAGE / f"{name}.py" for name in code_of(*modules)] if modules else PACKAGE.rglob("*.py")
     total = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        total.update(f"{file.relative_to(package).as_posix()} ".encode() + hashlib.sha256(file.read_bytes()).digest())
+    for file in sorted(files):
+        total.update(f"{file.relative_to(PACKAGE).as_posix()} ".encode() + hashlib.sha256(file.read_bytes()).digest())
     return total.hexdigest()[:16]
+
+
+def made_by(*modules: str, libraries: Sequence[str] = ()) -> dict[str, Any]:
+    """The code that `modules` run and the versions of libraries: where one has changed, what they made may change."""
+    return {"code": code_digest(*modules), "libraries": {name: version(name) for name in (*LIBRARIES, *libraries)}}
+
+
+@cache
+def code_of(*modules: str) -> frozenset[str]:
+    """`modules` of this package and all that they import, directly or not, but for types alone and NO_NUMBERS."""
+    found: set[str] = set()
+    waiting = list(modules)
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            parts = _imported((PACKAGE / f"{name}.py").read_text(encoding="utf-8"))
+            waiting += [part for part in parts if (PACKAGE / f"{part}.py").is_file()]
+    return frozenset(found - NO_NUMBERS)
+
+
+def _imported(source: str) -> Iterator[str]:
+    """What stands after `deepmoji.` in the imports of a module, at any depth."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test):
+            node.body = []
+        elif isinstance(node, ast.ImportFrom) and node.module == "deepmoji":
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and str(node.module).startswith("deepmoji."):
+            yield str(node.module).removeprefix("deepmoji.")
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix("deepmoji.") for alias in node.names)
 
 
 def _git(root: Path, *arguments: str) -> str | None:

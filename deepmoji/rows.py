@@ -126,8 +126,13 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 _DECODER = json.JSONDecoder(object_pairs_hook=_once)  # json.loads would build one per line
 
 
+def columns_called(names: Sequence[str], column: str) -> list[str]:
+    """Those that a user means by this name: neither case nor white space around it matters."""
+    return [name for name in names if name.strip().lower() == column.strip().lower()]
+
+
 def find_column(names: Sequence[str], column: str) -> str:
-    found = [name for name in names if name.strip().lower() == column.lower()]
+    found = columns_called(names, column)
     if len(found) == 1:
         return found[0]
     has = "no" if not found else str(len(found))
@@ -141,8 +146,7 @@ def add_records(lines: Iterator[tuple[int, str]], delimiter: str, column: str, p
     if header is None:
         return
     names = header[1]
-    find_column(names, column)
-    index = next(i for i, name in enumerate(names) if name.strip().lower() == column.lower())
+    index = names.index(find_column(names, column))
     for place, fields in records:
         if not fields:
             pending.add("", place)

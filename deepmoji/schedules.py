@@ -4,8 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from deepmoji.errors import UsageError
-from deepmoji.model import LAYERS
-from deepmoji.training import Phase
+from deepmoji.phases import LAYERS, Phase
 
 METHODS = ("new", "last", "full", "chain-thaw", "probe", "probe-thaw")
 PHASE_KEYS = ("train", "solve", "learning_rate", "decay", "epochs", "patience", "epoch_size")

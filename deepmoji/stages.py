@@ -273,14 +273,19 @@ def finetune_own(
 
     With the options of the section finetune. Writes <out>/finetuned/<name>/<method> (the model), <out>/report and
     the table as it was read, <out>/datasets; `out` is by default below models/<name> of the project. The version is
-    registered before the report is made, which can fail by what else lies in `out`. Errors: see
+    registered before the report is made, which can fail by what else lies in `out`. Its numbers are the kept model's
+    own on test rows, and mean and std over the seeds of the metric. Errors: see
     datasets.dataset_from_table; DeepMojiError: registered, but without a report.
     """
     from deepmoji import benchmark as bench
     from deepmoji import finetuning, registry
     from deepmoji.datasets import dataset_from_table, save_dataset
 
-    registry.check_name(f"deepmoji-{name}")  # which also names folders; before the work, not after it
+    try:
+        registry.check_name(f"deepmoji-{name}")  # which also names folders; before the work, not after it
+    except UsageError as error:
+        sentence = str(error).removesuffix(".")
+        raise UsageError(f"{sentence} (it comes of the file's name, or of --name where that is given).") from None
     if not name.strip("."):
         raise UsageError(f"The name {name!r} is not usable, since a folder gets it: take letters or digits too.")
     dataset = replace(
@@ -305,7 +310,9 @@ def finetune_own(
             **options,
         )
         figures = {key: results[key]["test"][dataset.metric] for key in ("mean", "std")}
-        metrics = figures | results["mean"]["test"]
+        kept = next(seed for seed in results["seeds"] if seed["seed"] == results["best_seed"])
+        # Where models of one class each were judged, the folder holds the model of all classes beside them.
+        metrics = figures | kept.get("one_model", kept)["test"]
         version = registry.register(project.root, folder, f"deepmoji-{name}", tags=tags, metrics=metrics)
         try:
             numbers = bench.benchmark(
@@ -314,6 +321,7 @@ def finetune_own(
                 target / "report",
                 seeds=project.params.finetune.seeds,
                 kept=project.state / "baselines",
+                leave_out_older=True,
                 **project.params.section("benchmark"),
             )
         except DeepMojiError as error:

@@ -24,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from deepmoji import batches as data
 from deepmoji.checkpoints import reason
 from deepmoji.errors import TrainingError, UsageError
-from deepmoji.model import LAYERS, DeepMoji
+from deepmoji.model import DeepMoji
 from deepmoji.optimiser import RowAdam, clip_gradients
+from deepmoji.phases import LAYERS, Phase
 from deepmoji.precision import autocast, choose_device, for_inference, uses_bf16
 from deepmoji.progress import Meter, Progress, Report, load_progress, restore_moments, save_progress, weights_digest
 from deepmoji.tokens import Examples
@@ -36,24 +37,6 @@ LOG_BATCHES = 50  # between two lines about speed and loss
 VALIDATION_BATCH = 512
 START_TIMEOUT = timedelta(minutes=10)  # until all processes of a distributed training are ready
 ExampleLosses = Callable[[Tensor, Tensor], Tensor]  # logits (B, C), targets -> (B,)
-
-
-@dataclass(frozen=True)
-class Phase:
-    """Which layers learn, how fast, how long; `epoch_size` None is one pass, `patience` None never stops early.
-
-    With `decay` the learning rate falls in a straight line to 0 at the end of the last epoch. `solve`: the output layer
-    is solved for (probe.py), which `fit` does not do.
-    """
-
-    name: str
-    train: tuple[str, ...]
-    learning_rate: float
-    epochs: int
-    patience: int | None = None
-    epoch_size: int | None = None
-    decay: bool = False
-    solve: bool = False
 
 
 @dataclass(frozen=True)

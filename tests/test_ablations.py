@@ -127,6 +127,9 @@ def test_size_gives_a_curve_and_nothing_is_made_twice(
     monkeypatch.setattr(ablations, "finetune", None)
     main(arguments)
     assert times(road / "artifacts") == written
+    monkeypatch.setattr("deepmoji.provenance.version", lambda name: f"another {name}")
+    with pytest.raises(TypeError, match="NoneType"):
+        main(arguments)
 
 
 def test_another_option_is_made_again_and_only_what_depends_on_it(
@@ -162,6 +165,10 @@ def test_another_option_is_made_again_and_only_what_depends_on_it(
 def test_a_killed_pretraining_goes_on(road: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     made = made_road(Project(road))
     made["pretrain"] |= {"epochs": 2, "checkpoint_seconds": 0.0}
+    for name in ("pretrained", "finetuned"):
+        shutil.copytree(made[name], tmp_path / "road" / name)
+        made[name] = tmp_path / "road" / name
+    note(made)
 
     def ablate(name: str, report: Any = None) -> bytes:
         ablations.ablate(
@@ -192,8 +199,18 @@ def made_road(project: Project) -> dict[str, Any]:
     return {**folders, "pretrain": pretraining, "finetune": finetuning, "bootstrap": 10, "seed": 1}
 
 
+def note(road: dict[str, Any]) -> None:
+    """Have the road's results say that they were made with these options."""
+    results = road["finetuned"] / "sample-sentiment" / "last" / "results.json"
+    for path, options in {road["pretrained"] / "metrics.json": road["pretrain"], results: road["finetune"]}.items():
+        content = json.loads(path.read_text())
+        content["options"] = {name: options[name] for name in content["options"]}
+        path.write_text(json.dumps(content))
+
+
 def run(project: Project, road: dict[str, Any]) -> dict[str, int]:
     """When the parts of the ablation posneg were finished."""
+    note(road)
     out = project.artifacts / "ablations" / "again"
     ablations.ablate(
         "posneg", ablations.Road(**road), out, project.state / "again", sets=["sample-sentiment"], methods=["last"]
@@ -250,9 +267,20 @@ def test_a_road_made_otherwise_is_no_base(road: Path, tmp_path: Path, monkeypatc
             )  # fmt: skip
         return str(caught.value)
 
-    assert "other hidden_size" in refused(pretrain={**made["pretrain"], "hidden_size": 9})
-    assert "other seeds" in refused(finetune={**made["finetune"], "seeds": [1]})
-    assert "another schedule" in refused(finetune={**made["finetune"], "epochs": 7})
+    sizes = {"hidden_size": 9, "epochs": 8, "balance": 0.9, "patience": 7}
+    for name in sizes:
+        assert f"another {name} than" in refused(pretrain={**made["pretrain"], name: sizes[name]})
+    schedules = {"last": [{"train": ["output"]}]}
+    others: dict[str, Any] = {"seeds": [1], "epochs": 7, "max_length": 200, "class_average": True}
+    for name, value in {**others, "schedules": schedules}.items():
+        assert f"another {name} than" in refused(finetune={**made["finetune"], name: value})
+    shutil.copytree(made["finetuned"], tmp_path / "finetuned")
+    results = tmp_path / "finetuned" / "sample-sentiment" / "last" / "results.json"
+    results.write_text(json.dumps({k: v for k, v in json.loads(results.read_text()).items() if k != "options"}))
+    assert "does not say with which options" in refused(finetuned=tmp_path / "finetuned")
+    shutil.copytree(made["pretrained"], tmp_path / "pretrained")
+    (tmp_path / "pretrained" / "metrics.json").write_text("{}")
+    assert "does not say with which options" in refused(pretrained=tmp_path / "pretrained")
     assert "holds no result" in refused(finetuned=tmp_path)
     assert "false already" in refused(pretrain={**made["pretrain"], "attention": False})
     assert not (tmp_path / "out").exists()

@@ -8,18 +8,19 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
 import yaml
 
-from deepmoji import baselines, config, model, registry, schedules
+from deepmoji import baselines, config, registry
 from deepmoji.config import load_params
 from deepmoji.datasets import write_datasets
 from deepmoji.errors import DeepMojiError, UsageError
+from deepmoji.phases import LAYERS
 from deepmoji.predictions import Predictions, write_predictions
 from deepmoji.sample import write_sample
 from deepmoji.stages import Project, finetune_own
@@ -71,12 +72,31 @@ def test_names_in_params_are_checked_before_the_first_stage(project: Path) -> No
         load_params(project / "params.yaml")
 
 
+@pytest.mark.parametrize(
+    ("name", "phases", "says"),
+    [
+        ("mine", [], "'mine' has no phases"),
+        ("mine", [{"train": ["all"]}, {"train": ["output"], "solve": True}], "Phase 2 .* only a first phase"),
+        ("mine", [{"train": ["output"], "solve": True, "learning_rate": 0.1}], "leave out learning_rate"),
+        ("last", [{"train": ["all"]}], "'last' has the name of a built-in method"),
+        ("tfidf", [{"train": ["all"]}], "'tfidf' has the name of a baseline"),
+    ],
+)
+def test_schedules_in_params_are_checked_before_the_first_stage(
+    project: Path, name: str, phases: list[object], says: str
+) -> None:
+    change(project, finetune={"methods": ["new"], "schedules": {name: phases}})
+    with pytest.raises(UsageError, match=f"(?i){says}") as caught:
+        load_params(project / "params.yaml")
+    assert "\n" not in str(caught.value)
+
+
 def test_names_that_params_may_hold_are_those_that_exist(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert config.METHODS == schedules.METHODS
+    assert get_args(config.Baseline) == tuple(baselines.BASELINES)
     monkeypatch.setattr(config, "find_spec", lambda name: name)  # minilm's package is an extra
     change(
         project,
-        finetune={"schedules": {"mine": [{"train": [layer]} for layer in ("all", *model.LAYERS)]}, "methods": ["mine"]},
+        finetune={"schedules": {"mine": [{"train": [layer]} for layer in ("all", *LAYERS)]}, "methods": ["mine"]},
         benchmark={"baselines": list(baselines.BASELINES)},
     )
     assert load_params(project / "params.yaml").finetune.methods == ["mine"]
@@ -148,6 +168,14 @@ def test_a_name_that_cannot_be_registered_is_refused_before_the_work(project: Pa
     assert not (project / "models").exists()
 
 
+def test_a_file_whose_name_cannot_be_registered_may_get_another(project: Path) -> None:
+    (project / "My Reviews.csv").write_text("text,label\na,b\n")
+    done = run(project, "deepmoji.cli", "finetune", "--data", "My Reviews.csv")
+    assert done.returncode == 2
+    assert "'deepmoji-My Reviews' is not usable" in done.stderr and "--name" in done.stderr
+    assert "\n" not in done.stderr.strip()
+
+
 @pytest.mark.parametrize("name", [".", ".."])
 def test_a_name_that_is_another_folder_is_refused_before_the_work(project: Path, name: str) -> None:
     with pytest.raises(UsageError, match=f"The name '{name}' is not usable"):
@@ -156,31 +184,50 @@ def test_a_name_that_is_another_folder_is_refused_before_the_work(project: Path,
 
 
 def test_a_report_that_cannot_be_made_costs_no_model(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Beside the new model lies one of an older version of the table."""
-    older = project / "models" / "mine" / "finetuned" / "mine" / "full"
-    older.mkdir(parents=True)
-    facts = {"max_length": 10, "truncated": {}, "new_words": 0, "class_average": False, "pretrained": {}}
-    results = {"mean": {"validation": {"macro_f1": 0.5}}, "seeds": [{"test": {}}]}
-    (older / "results.json").write_text(json.dumps(facts | results))
-    ids = np.zeros(1, np.int64)
-    write_predictions(older / "predictions.parquet", [Predictions(1, ids, ids, ids, np.ones((1, 2), np.float32))])
-    with pytest.raises(DeepMojiError, match=r"registered as models:/deepmoji-mine/1, but .* of full ") as caught:
+    """Beside the new model lies a damaged one; then one of an older version of the table."""
+    other = project / "models" / "mine" / "finetuned" / "mine" / "full"
+    other.mkdir(parents=True)
+    (other / "results.json").write_text("{}")
+    with pytest.raises(DeepMojiError, match=r"as models:/deepmoji-mine/1, but .*/full/results.json") as caught:
         own_table(project, name="mine")
     assert "\n" not in str(caught.value)
     (version,) = registry.list_models(project)
     assert version["name"] == "deepmoji-mine"
     assert version["mean"] == version["macro_f1"] and version["std"] == 0.0
-    shutil.rmtree(older)
+    facts = {"max_length": 10, "truncated": {}, "new_words": 0, "class_average": False, "pretrained": {}}
+    results = {"mean": {"validation": {"macro_f1": 0.5}}, "seeds": [{"test": {}}]}
+    (other / "results.json").write_text(json.dumps(facts | results))
+    ids = np.zeros(1, np.int64)
+    write_predictions(other / "predictions.parquet", [Predictions(1, ids, ids, ids, np.ones((1, 2), np.float32))])
     monkeypatch.setattr("deepmoji.benchmark.run_baseline", None)  # what a baseline gave was kept
     numbers = own_table(project, name="mine")
     assert numbers["version"] == 2
+    assert set(numbers["scores"]["mine"]) == {"majority", "last"}
     assert numbers["scores"]["mine"]["last"]["mean"] == pytest.approx(version["mean"], abs=1e-5)
 
 
-def own_table(project: Path, *, name: str) -> dict[str, Any]:
+@pytest.mark.parametrize("class_average", [False, True])
+def test_a_registered_model_has_its_own_figures(project: Path, class_average: bool) -> None:
+    """Not the mean over seeds, nor those of models of one class each that were judged beside it."""
+    change(project, finetune={"class_average": class_average})
+    labels = ("joy", "joy|love", "", "love") if class_average else ("bad", "good")
+    own_table(project, name="mine", seeds=[1, 2, 3], labels=labels)
+    folder = project / "models" / "mine" / "finetuned" / "mine" / "last"
+    (version,) = registry.list_models(project)
+    own = json.loads((folder / "metrics.json").read_text())["test"]
+    assert {name: version[name] for name in own} == pytest.approx(own)
+    results = json.loads((folder / "results.json").read_text())
+    over_seeds = {key: results[key]["test"]["macro_f1"] for key in ("mean", "std")}
+    assert {key: version[key] for key in over_seeds} == pytest.approx(over_seeds)
+    assert version["mean"] != pytest.approx(version["macro_f1"])
+
+
+def own_table(
+    project: Path, *, name: str, seeds: Sequence[int] = (1,), labels: Sequence[str] = ("bad", "good")
+) -> dict[str, Any]:
     """Fine-tune a tiny model on a small table."""
-    change(project, finetune={"seeds": [1], "epochs": 1}, benchmark={"baselines": ["majority"], "bootstrap": 10})
-    rows = "".join(f"{'love' if n % 2 else 'hate'} this {n},{'good' if n % 2 else 'bad'}\n" for n in range(40))
+    change(project, finetune={"seeds": [*seeds], "epochs": 1}, benchmark={"baselines": ["majority"], "bootstrap": 10})
+    rows = "".join(f"{'love' if n % 2 else 'hate'} this {n},{labels[n % len(labels)]}\n" for n in range(40))
     (project / "mine.csv").write_text(f"text,label\n{rows}")
     return finetune_own(
         Project(project), project / "mine.csv", text_column="text", label_column="label", split="50/25/25",

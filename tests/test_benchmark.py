@@ -374,6 +374,18 @@ def test_predictions_of_another_set_are_refused(folders: tuple[Path, Path], tmp_
     assert not (tmp_path / "out").exists()
 
 
+def test_predictions_of_an_older_set_may_be_left_out(
+    folders: tuple[Path, Path], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_dataset(make_dataset(rows=360), folders[0] / "toy.parquet")
+    shutil.rmtree(folders[1] / "toy" / "mine")
+    write_finetuned(folders[1], make_dataset(rows=360), "mine", 0.9)
+    numbers = benchmark(*folders, tmp_path / "out", **SETTINGS, leave_out_older=True)
+    assert "mine" in numbers["toy"] and "last" not in numbers["toy"]
+    assert "The predictions of last do not cover the test rows of toy" in caplog.text
+    assert "toy by last: fine-tuned on an older version" in (tmp_path / "out" / "report.md").read_text("utf-8")
+
+
 def test_nothing_to_compare_is_one_sentence(folders: tuple[Path, Path], tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
@@ -460,12 +472,15 @@ def test_a_baseline_is_measured_once_for_a_table(
     save_dataset(replace(dataset, texts=[f"{text} !" for text in dataset.texts]), folders[0] / "toy.parquet")
     benchmark(*folders, tmp_path / "out", **settings)
     assert asked[sets:] == ["majority toy 1"]
-    monkeypatch.setattr("deepmoji.benchmark.sources_digest", lambda *_: "other code")
+    monkeypatch.setattr("deepmoji.provenance.version", lambda name: f"another {name}")
     benchmark(*folders, tmp_path / "out", **settings)
     assert len(asked) == 2 * sets + 1
+    monkeypatch.setattr("deepmoji.provenance.code_digest", lambda *modules: f"other code of {modules}")
+    benchmark(*folders, tmp_path / "out", **settings)
+    assert len(asked) == 3 * sets + 1
     (tmp_path / "kept" / "toy" / "majority-1.json").unlink()  # a killed run left the first of two files
     benchmark(*folders, tmp_path / "out", **settings)
-    assert len(asked) == 2 * sets + 2
+    assert len(asked) == 3 * sets + 2
     (tmp_path / "kept" / "toy" / "majority-1.parquet").unlink()
     benchmark(*folders, tmp_path / "out", **settings)
-    assert len(asked) == 2 * sets + 3
+    assert len(asked) == 3 * sets + 3

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from deepmoji import cli
 from deepmoji.errors import InputError, ServiceError, UsageError
@@ -34,6 +35,13 @@ def test_unknown_option_and_command() -> None:
 def test_finetune_wants_one_source(tmp_path: Path) -> None:
     assert "either --dataset" in run("finetune", cwd=tmp_path).stderr
     assert run("finetune", "--dataset", "a", "--data", "b.csv", cwd=tmp_path).returncode == 2
+
+
+@pytest.mark.parametrize("option", ["--text-column", "--label-column", "--split", "--model", "--name", "--out"])
+def test_finetune_refuses_options_of_an_own_table_for_a_set_of_params(option: str, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli.cli, ["--project", str(tmp_path), "finetune", "--dataset", "a", option, "starter"])
+    assert done.exit_code == 2
+    assert f"{option} goes with --data" in done.output
 
 
 def test_predict_without_that_folder(tmp_path: Path) -> None:
@@ -121,3 +129,10 @@ def test_datasets_lists_name_task_metric_and_licence() -> None:
     # A licence note, after the three columns that are one word each.
     assert all(len(line.split(maxsplit=3)[3].split()) >= 3 for line in real)
     assert all(any(word in line for word in ("use", "MIT", "Apache")) for line in real)
+
+
+def test_datasets_tells_where_a_set_is_looked_for() -> None:
+    lines = run("datasets", "--long").stdout.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("SS-Youtube "))
+    assert lines[place + 1] == "    deepmoji/SS-Youtube, from github.com/bfelbo/DeepMoji"
+    assert run("datasets", "--long", "--write").returncode == 2

@@ -356,7 +356,29 @@ def test_a_rare_class_is_in_every_split(tmp_path: Path) -> None:
     assert set(dataset.splits[dataset.labels == dataset.classes.index("rare")].tolist()) == set(SPLITS)
 
 
-def test_labels_between_bars_make_a_multilabel_set(tmp_path: Path) -> None:
+def test_every_label_of_several_a_row_is_trained(tmp_path: Path) -> None:
+    """Each text of e is dealt out by a rarer label: in one seed of five none of them to train."""
+    rows = [(f"{name} {n}", f"{name}|e" if n == 0 else name) for name in "abcd" for n in range(3)]
+    path = put_csv(tmp_path / "mine.csv", list(rows))
+    for seed in range(40):
+        dataset = dataset_from_table(path, "tweet", "mood", "70/10/20", seed=seed)
+        assert dataset.labels[dataset.splits == "train"].any(axis=0).all()
+        assert all(dataset.labels[dataset.splits == split].any() for split in SPLITS)
+
+
+def test_labels_that_shares_leave_unjudged_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = [(f"{name} {n}", f"{name}|e" if n == 0 else name) for name in "abcd" for n in range(3)]
+    path = put_csv(tmp_path / "mine.csv", list(rows))
+    for seed in range(10):
+        caplog.clear()
+        dataset = dataset_from_table(path, "tweet", "mood", "70/10/20", seed=seed)
+        for part in ("val", "test"):
+            unjudged = not dataset.labels[dataset.splits == part][:, dataset.classes.index("e")].any()
+            assert (f"{part} has no row of the classes" in caplog.text) or not unjudged
+
+
+def test_labels_between_bars_make_a_multilabel_set(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
     moods = ["joy", "joy|love", "", "love| anger", "anger"]
     rows = [(f"text {n}", moods[n % 5]) for n in range(100)]
     dataset = dataset_from_table(put_csv(tmp_path / "mine.csv", list(rows)), "tweet", "mood", "70/10/20", seed=1)
@@ -364,6 +386,10 @@ def test_labels_between_bars_make_a_multilabel_set(tmp_path: Path) -> None:
     assert dataset.classes == ("anger", "joy", "love")
     assert dataset.labels[:5].tolist() == [[0, 1, 0], [0, 1, 1], [0, 0, 0], [1, 0, 1], [1, 0, 0]]
     assert all(dataset.labels[dataset.splits == split].any(axis=0).all() for split in SPLITS)
+    assert "read as several labels a row: 40 of 100 rows have more than one, 20 have none" in caplog.text
+    caplog.clear()
+    dataset_from_table(put_csv(tmp_path / "mine.csv", list(table_of(30))), "tweet", "mood", "70/10/20", seed=1)
+    assert "several labels" not in caplog.text
 
 
 def test_list_columns_make_a_multilabel_set(tmp_path: Path) -> None:
@@ -415,6 +441,16 @@ def test_classes_that_a_split_column_cannot_judge_are_told(tmp_path: Path, caplo
     # With several labels a row, each class is a question of its own.
     put_csv(path, [(text, "x" if part == "val" else f"{mood}|x", part) for text, mood, part in rows], "tweet,mood,part")
     assert dataset_from_table(path, "tweet", "mood", "part", seed=1).task == "multilabel"
+
+
+def test_case_does_not_matter_in_the_names_of_columns(tmp_path: Path) -> None:
+    rows = [(f"text {n}", f"c{n % 2}", SPLITS[n % 3]) for n in range(30)]
+    path = put_csv(tmp_path / "mine.csv", list(rows), "Tweet, MOOD,Part")
+    dataset = dataset_from_table(path, "tweet", "mood", "part", seed=1)
+    assert dataset.texts == [text for text, _, _ in rows] and sizes(dataset) == (10, 10, 10)
+    put_csv(path, list(rows), "tweet,mood,Mood")
+    with pytest.raises(InputError, match="has 2 columns 'mood' for the label: its columns are tweet, mood, Mood"):
+        dataset_from_table(path, "tweet", "mood", "70/10/20", seed=1)
 
 
 def test_numbers_are_class_names_in_their_order(tmp_path: Path) -> None:

@@ -26,10 +26,11 @@ from deepmoji.finetuning import (
     predict,
     prepare,
 )
-from deepmoji.model import LAYERS, DeepMoji
+from deepmoji.model import DeepMoji
+from deepmoji.phases import LAYERS, Phase
 from deepmoji.predictions import judge, read_predictions, tune_offsets
 from deepmoji.text import tokenize
-from deepmoji.training import Phase, fit
+from deepmoji.training import fit
 from deepmoji.vocabulary import Vocabulary, build_vocabulary
 
 WORDS = ("glad", "angry", "scared")
@@ -90,15 +91,27 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
             ],
         ),
         ("probe", [(("output",), 0.02)]),
+        (
+            "probe-thaw",
+            [
+                (("output",), 0.02),
+                (("embedding",), 0.005),
+                (("lstm0",), 0.005),
+                (("lstm1",), 0.005),
+                (("attention",), 0.005),
+                (("all",), 0.005),
+            ],
+        ),
     ],
 )
 def test_methods_are_these_phases(method: str, expected: list[tuple[tuple[str, ...], float]]) -> None:
     phases = phases_for(method, **PHASES)
     assert [(phase.train, phase.learning_rate) for phase in phases] == expected
     assert all((phase.epochs, phase.patience, phase.epoch_size) == (5, 2, 100) for phase in phases)
+    assert [phase.solve for phase in phases] == [number == 0 and "probe" in method for number in range(len(phases))]
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [method for method in METHODS if method != "probe"])  # which takes no steps
 def test_each_phase_moves_its_layers_and_no_others(method: str, pretrained: Path) -> None:
     start = load_model(pretrained)
     prepared = prepare(make_dataset("multiclass", 2), start.vocabulary, max_length=None, new_words=0)
@@ -328,12 +341,16 @@ def test_frequent_unknown_words_come_by_count_then_spelling() -> None:
     assert frequent_unknown(["b a known", "c b a", "c c once"], vocabulary) == ["c", "a", "b"]
 
 
-def test_long_texts_are_cut_and_counted(pretrained: Path) -> None:
+def test_long_texts_are_cut_and_counted(pretrained: Path, caplog: pytest.LogCaptureFixture) -> None:
     vocabulary: Vocabulary = load_model(pretrained).vocabulary
     dataset = make_dataset()
     counts = np.array([len(tokenize(text)) for text in dataset.texts])
     for limit in (3, 4, 50):
+        caplog.clear()
         prepared = prepare(dataset, vocabulary, max_length=limit, new_words=0)
+        cut = (counts > limit).sum()
+        said = [f"toy: {cut} of {len(counts)} texts are longer than {limit} tokens and are cut"] if cut else []
+        assert caplog.messages == said
         for split, told in prepared.truncated.items():
             here = counts[dataset.splits == split]
             assert told == {"texts": int((here > limit).sum()), "of": len(here)}

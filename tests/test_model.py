@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from deepmoji.errors import UsageError
-from deepmoji.model import LAYERS, DeepMoji, MaskedLSTM, lengths_of, probabilities
+from deepmoji.model import DeepMoji, MaskedLSTM, lengths_of, probabilities
+from deepmoji.phases import LAYERS
 
 LENGTHS = torch.tensor([9, 3, 0, 1, 5, 9, 2])
 

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from deepmoji.batches import epoch_order, label_groups
 from deepmoji.checkpoints import load_model
 from deepmoji.errors import UsageError
 from deepmoji.finetuning import finetune, prepare, sampling_weights
 from deepmoji.model import DeepMoji
+from deepmoji.phases import Phase
 from deepmoji.probe import ABSENT, solve_output
-from deepmoji.training import Phase, fit, predict_features, predict_logits
+from deepmoji.training import fit, predict_features, predict_logits
 from tests.test_finetuning import SETTINGS, make_dataset, moved, pretrained
 
 __all__ = ["pretrained"]
@@ -78,10 +80,26 @@ def test_a_class_that_counts_more_is_predicted_more(pretrained: Path) -> None:
 
 def test_weights_that_stand_for_drawing() -> None:
     targets = np.array([0, 0, 0, 1])
-    np.testing.assert_allclose(sampling_weights(targets, 2, 1.0), [2 / 3, 2.0])
-    np.testing.assert_allclose(sampling_weights(targets, 2, 0.0), [1.0, 1.0])
-    with pytest.raises(UsageError, match="balance to 0"):
-        sampling_weights(np.eye(2), 2, 1.0)
+    np.testing.assert_allclose(sampling_weights(targets, 1.0), [2 / 3, 2 / 3, 2 / 3, 2.0])
+    np.testing.assert_allclose(sampling_weights(targets, 0.0), [1.0] * 4)
+
+
+@pytest.mark.parametrize("balance", [0.5, 1.0])
+def test_weights_are_how_often_texts_of_several_labels_are_drawn(balance: float) -> None:
+    targets = np.array([[1, 0, 0]] * 6 + [[1, 1, 0]] * 2 + [[0, 0, 1], [0, 0, 0], [0, 0, 0]], np.float32)
+    order = epoch_order(label_groups(targets), 20_000, balance, (1,), 0)
+    drawn = np.bincount(order, minlength=len(targets)) * len(targets) / len(order)
+    np.testing.assert_allclose(sampling_weights(targets, balance), drawn, rtol=0.05)
+
+
+def test_texts_that_count_more_decide_more(pretrained: Path) -> None:
+    _, examples, _ = solved(pretrained, "multilabel", 3, 3)
+    shares = []
+    for factor in (0.02, 50.0):
+        weights = np.where(examples["train"].targets[:, 0] > 0.5, factor, 1.0)
+        model, examples, _ = solved(pretrained, "multilabel", 3, 3, example_weights=weights)
+        shares.append(float(predict_logits(model, examples["val"])[:, 0].mean()))
+    assert shares[1] > shares[0]
 
 
 def test_a_fine_tune_may_stop_there_or_go_on(pretrained: Path, tmp_path: Path) -> None:

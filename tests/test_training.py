@@ -21,8 +21,9 @@ from deepmoji.checkpoints import STATE_FILE
 from deepmoji.errors import TrainingError, UsageError
 from deepmoji.model import DeepMoji, Task
 from deepmoji.optimiser import RowAdam, clip_gradients
+from deepmoji.phases import Phase
 from deepmoji.tokens import Examples
-from deepmoji.training import Phase, fit, predict_features, predict_logits
+from deepmoji.training import fit, predict_features, predict_logits
 from tests.synthetic import CLASSES, WORDS, examples
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -373,7 +374,8 @@ from safetensors.torch import save_file
 from tests.synthetic import CLASSES, WORDS, examples
 from deepmoji import training
 from deepmoji.model import DeepMoji
-from deepmoji.training import Phase, fit
+from deepmoji.phases import Phase
+from deepmoji.training import fit
 
 folder, where, count = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
 torch.set_num_threads(1)
