@@ -271,7 +271,7 @@ def test_a_road_made_otherwise_is_no_base(road: Path, tmp_path: Path, monkeypatc
     for name in sizes:
         assert f"another {name} than" in refused(pretrain={**made["pretrain"], name: sizes[name]})
     schedules = {"last": [{"train": ["output"]}]}
-    others: dict[str, Any] = {"seeds": [1], "epochs": 7, "max_length": 200, "class_average": True}
+    others: dict[str, Any] = {"seeds": [1], "epochs": 7, "max_length": 50, "class_average": True}
     for name, value in {**others, "schedules": schedules}.items():
         assert f"another {name} than" in refused(finetune={**made["finetune"], name: value})
     shutil.copytree(made["finetuned"], tmp_path / "finetuned")
