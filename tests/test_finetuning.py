@@ -73,35 +73,21 @@ def moved(before: dict[str, Tensor], after: dict[str, Tensor]) -> set[str]:
     return {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
 
 
+THAWED = [
+    (("output",), 0.02),
+    *(((layer,), 0.005) for layer in ("embedding", "lstm0", "lstm1", "attention", "all")),
+]
+
+
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
         ("new", [(("all",), 0.02)]),
         ("last", [(("output",), 0.02)]),
         ("full", [(("all",), 0.005)]),
-        (
-            "chain-thaw",
-            [
-                (("output",), 0.02),
-                (("embedding",), 0.005),
-                (("lstm0",), 0.005),
-                (("lstm1",), 0.005),
-                (("attention",), 0.005),
-                (("all",), 0.005),
-            ],
-        ),
+        ("chain-thaw", THAWED),
         ("probe", [(("output",), 0.02)]),
-        (
-            "probe-thaw",
-            [
-                (("output",), 0.02),
-                (("embedding",), 0.005),
-                (("lstm0",), 0.005),
-                (("lstm1",), 0.005),
-                (("attention",), 0.005),
-                (("all",), 0.005),
-            ],
-        ),
+        ("probe-thaw", THAWED),
     ],
 )
 def test_methods_are_these_phases(method: str, expected: list[tuple[tuple[str, ...], float]]) -> None:
