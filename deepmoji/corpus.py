@@ -30,6 +30,7 @@ from deepmoji.emojis import LabelSet
 from deepmoji.errors import InputError, UsageError
 from deepmoji.filters import Options, clean_shard, label_table
 from deepmoji.funnel import account, describe, most
+from deepmoji.provenance import code_digest
 from deepmoji.readers import list_files, read_file
 from deepmoji.rows import Reject
 from deepmoji.shards import (
@@ -41,7 +42,6 @@ from deepmoji.shards import (
     read_json,
     read_table,
     shard_map,
-    sources_digest,
     stage_edge,
     whole_folder,
     write_batches,
@@ -113,9 +113,7 @@ def ingest(
             "labels": [list(labels.names), [list(forms) for forms in labels.forms]],
             "options": asdict(options),
             "merge": [rows, max_copies, drop_near_duplicates, eval_per_label, seed, shard_rows],
-            "code": sources_digest(
-                "corpus.py", "emojis.py", "english.py", "filters.py", "readers.py", "rows.py", "splits.py"
-            ),
+            "code": code_digest("corpus"),
         }
         folder = open_work(work, out, plan)
         map_over = stack.enter_context(shard_map(map_shards, workers))

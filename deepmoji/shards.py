@@ -4,7 +4,6 @@ A step's result is a file that appears under its final name only when complete. 
 again on the same input with the same options finds those files and goes on; anything else starts afresh.
 """
 
-import hashlib
 import json
 import logging
 import multiprocessing
@@ -141,14 +140,6 @@ def open_work(work: Path | None, out: Path, plan: Mapping[str, Any]) -> Path:
         folder.mkdir(parents=True)
         write_json(marker, wanted)
     return folder
-
-
-def sources_digest(*names: str) -> str:
-    """SHA-256 over modules of this package: shards made by other code must not be continued."""
-    total = hashlib.sha256()
-    for name in sorted({"shards.py", *names}):
-        total.update((Path(__file__).parent / name).read_bytes())
-    return total.hexdigest()
 
 
 def log_progress(what: str, results: Iterable[Any], total: int) -> Iterator[Any]:

@@ -23,6 +23,7 @@ import pyarrow as pa
 
 from deepmoji.encoding import encode_part, gather_counts, most_frequent, split_part
 from deepmoji.errors import InputError, UsageError
+from deepmoji.provenance import code_digest
 from deepmoji.shards import (
     MapShards,
     Report,
@@ -30,7 +31,6 @@ from deepmoji.shards import (
     open_work,
     read_json,
     shard_map,
-    sources_digest,
     stage_edge,
     whole_folder,
     write_json,
@@ -174,7 +174,7 @@ def tokenize_corpus(
         plan = {
             "parts": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in parts],
             "options": [vocabulary_size, min_count, max_length],
-            "code": sources_digest("encoding.py", "splits.py", "text.py", "tokens.py", "vocabulary.py"),
+            "code": code_digest("tokens"),
         }
         folder = open_work(work, out, plan)
         map_over = stack.enter_context(shard_map(map_shards, workers))
