@@ -3,13 +3,11 @@
     python benchmarks/road.py [--preset sample] [--data FOLDER]
 
 In a copy of the project: a first run of the flow, a second one that finds everything up to date, and the stages'
-functions called in this process, without Prefect, DVC and MLflow. The flow runs ingest beside datasets and as many
-fine-tunes at once as there are cores; the seconds of the calls are added up as if they ran so. What the first run takes
-beyond that is orchestration: servers, processes, imports, hashes, records.
+functions called without Prefect, DVC and MLflow, the fine-tunes as many at once as there are cores and in the order of
+the flow. What the first run takes beyond that is orchestration: servers, processes, imports, hashes, records.
 """
 
 import argparse
-import heapq
 import os
 import shutil
 import subprocess
@@ -18,7 +16,10 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -69,11 +70,26 @@ def run(folder: Path, *command: str) -> tuple[float, float]:
     return time.monotonic() - started, peak
 
 
-def direct(folder: Path) -> float:
-    """Seconds of the stages' own work, called as functions; torch and the like are imported before."""
+def get_ready() -> None:
+    """Import what a fine-tune needs, in a process that will run some."""
     import torch
 
-    from deepmoji import benchmark, corpus, datasets, finetuning, pretraining, tokens, validation
+    from deepmoji import datasets, finetuning  # noqa: F401
+
+    torch.set_num_threads(1)  # as the stage does
+
+
+def finetune(out: Path, name: str, method: str, options: dict[str, Any]) -> None:
+    """One fine-tune, as its stage runs it, in a process that is ready."""
+    from deepmoji import datasets, finetuning
+
+    dataset = datasets.load_dataset(out / "datasets" / f"{name}.parquet")
+    finetuning.finetune(dataset, out / "pretrained", out / "finetuned" / name / method, method=method, **options)
+
+
+def direct(folder: Path) -> dict[str, float]:
+    """Seconds of each stage's own work, called as functions; torch and the like are imported before."""
+    from deepmoji import benchmark, corpus, datasets, pretraining, sample, tokens, validation
     from deepmoji.config import load_params
     from deepmoji.emojis import load_labels
 
@@ -87,6 +103,8 @@ def direct(folder: Path) -> float:
         function(*arguments, **options)
         seconds[name] = time.monotonic() - started
 
+    if params.data == "data":  # which the first run has to write
+        call("sample", sample.write_sample, out / "data")
     options = params.section("ingest")
     source, labels = data / options.pop("tweets"), load_labels(options.pop("labels"))
     call("ingest", corpus.ingest, source, out / "corpus", labels=labels, **options)
@@ -100,21 +118,23 @@ def direct(folder: Path) -> float:
     if options["sentiment_ranking"] is not None:
         options["sentiment_ranking"] = data / options["sentiment_ranking"]
     call("pretrain", pretraining.pretrain, out / "tokens", out / "pretrained", **options)
-    torch.set_num_threads(1)  # as the stage does
     options = params.section("finetune")
-    free = [0.0] * (os.cpu_count() or 1)  # when each core is done with the fine-tunes given to it
-    for method in options.pop("methods"):
-        for name in params.datasets.names:
-            dataset = datasets.load_dataset(out / "datasets" / f"{name}.parquet")
-            target = out / "finetuned" / name / method
-            call("finetune", finetuning.finetune, dataset, out / "pretrained", target, method=method, **options)
-            heapq.heapreplace(free, free[0] + seconds.pop("finetune"))
+    methods, cores = options.pop("methods")[::-1], os.cpu_count() or 1
+    with ProcessPoolExecutor(cores, mp_context=get_context("spawn"), initializer=get_ready) as pool:
+        list(pool.map(time.sleep, [1.0] * cores))  # each process is up
+
+        def all_of_them() -> None:
+            jobs = [pool.submit(finetune, out, name, one, options) for one in methods for name in params.datasets.names]
+            for job in jobs:
+                job.result()
+
+        call("finetune", all_of_them)
     call(
         "benchmark", benchmark.benchmark, out / "datasets", out / "finetuned", out / "benchmark",
         **params.section("benchmark"),
     )  # fmt: skip
-    beside = min(seconds["ingest"], seconds["datasets"])
-    return sum(seconds.values()) - beside + max(free)
+    seconds["ingest"] -= min(seconds["ingest"], seconds["datasets"])  # they run beside each other
+    return seconds
 
 
 def main() -> None:
@@ -132,8 +152,10 @@ def main() -> None:
         print(f"first run            {first:8.1f} s   peak {peak:,.0f} MiB", flush=True)
         second, _ = run(folder, *flow)
         print(f"second run           {second:8.1f} s", flush=True)
-        own = direct(folder)
-    print(f"stages, called plain {own:8.1f} s")
+        os.environ["PYTHONPATH"] = str(folder)  # of the processes that fine-tune
+        seconds = direct(folder)
+    own = sum(seconds.values())
+    print(f"stages, called plain {own:8.1f} s   {', '.join(f'{name} {value:.1f}' for name, value in seconds.items())}")
     print(f"orchestration        {first - own:8.1f} s   {(first - own) / first:.0%} of the first run")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from deepmoji.config import find_project
 from deepmoji.errors import DeepMojiError
+from flows.database import NAME, place
 from flows.lock import held
 
 
@@ -43,8 +44,9 @@ def enter(root: Path) -> None:
             os.environ[name] = value
         else:
             os.environ.setdefault(name, value)
-    # Prefect's temporary server makes its database there, but not the folder.
-    Path(os.environ["PREFECT_HOME"]).mkdir(parents=True, exist_ok=True)
+    home = Path(os.environ["PREFECT_HOME"])
+    home.mkdir(parents=True, exist_ok=True)  # Prefect's temporary server makes its database there, but not the folder
+    place(home / NAME)
 
 
 def project_of(root: str | None) -> Path:

@@ -19,7 +19,7 @@ from prefect.states import Completed, Paused, Running
 
 from deepmoji.cli import TEMPORARY
 from deepmoji.errors import DeepMojiError
-from flows import lock
+from flows import database, lock
 from flows.deployments import end_left_over
 from flows.environment import addresses, environment, running, up_lock
 from flows.pipeline import STAGES, StageFailed, StageResult, pipeline, run_stage
@@ -230,3 +230,20 @@ def test_a_version_is_called_synthetic_by_its_texts_and_not_by_its_preset(tmp_pa
     ingest(tweets, tmp_path / "artifacts" / "corpus", labels=load_labels("emojis64"), max_reject_share=0.1)
     tags = challenger_tags(tmp_path)
     assert (tags["preset"], tags["synthetic"]) == ("sample", "no" if own else "yes")
+
+
+def test_a_project_gets_the_database_that_the_environment_keeps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.db"
+    monkeypatch.setattr(database, "kept", lambda: kept)
+    place = tmp_path / database.NAME
+    database.place(place)
+    assert not place.exists()  # none is kept: Prefect makes its own
+    kept.write_bytes(b"kept")
+    database.place(place)
+    assert place.read_bytes() == b"kept"
+    place.write_bytes(b"with flow runs in it")
+    database.place(place)
+    assert place.read_bytes() == b"with flow runs in it"
+    assert [file.name for file in tmp_path.iterdir() if file.suffix != ".db"] == []
