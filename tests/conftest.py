@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from flows import warm
+
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("DEEPMOJI_DATA", ROOT.parent / "shared" / "data"))
 
@@ -76,6 +78,28 @@ def server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
+def warm_address() -> Iterator[str]:
+    """Where one process of a test worker forks stages from, for all flows that its tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "offline"))
+        patch.setenv("DEEPMOJI_TRIED", os.devnull)
+        with warm.warm():
+            address, path = os.environ.pop(warm.SOCKET), os.environ["PATH"]
+            patch.undo()
+            os.environ["PATH"] = path.partition(os.pathsep)[2]
+            yield address
+            os.environ[warm.SOCKET] = address
+
+
+@pytest.fixture(scope="module")
+def warm_stages(warm_address: str) -> Iterator[None]:
+    """The flows of a file find that process running, so that none loads torch and MLflow for itself."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(warm.SOCKET, warm_address)
+        yield
+
+
+@pytest.fixture(scope="session")
 def real_data() -> Path:
     return REAL_DATA
 
@@ -128,6 +152,14 @@ def run_in(
             del environment[name]
     environment |= variables or {}
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def run_warm(project: Path, *command: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
+    """`run_in`, with stages forked as a flow forks them."""
+    with warm.warm():
+        quick = os.environ["PATH"].partition(os.pathsep)[0]
+        path = os.pathsep.join([quick, str(Path(sys.executable).parent), os.environ["PATH"]])
+        return run_in(project, *command, timeout=timeout, variables={"PATH": path})
 
 
 def write_tiny_project(folder: Path) -> Path:

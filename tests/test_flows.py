@@ -53,7 +53,7 @@ def run_one(root: Path) -> StageResult:
     return one()
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("server", "warm_stages")
 def test_a_server_that_comes_back_costs_no_run(project: Path) -> None:
     (project / "dvc.yaml").write_text(STAGE.format(passes_at=3, says=f"{TEMPORARY}MLflow is away."))
     result = run_one(project)
@@ -61,7 +61,7 @@ def test_a_server_that_comes_back_costs_no_run(project: Path) -> None:
     assert (project / "tries").read_text().count("x") == 3
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("server", "warm_stages")
 def test_bad_data_is_not_tried_again(project: Path) -> None:
     (project / "dvc.yaml").write_text(STAGE.format(passes_at=3, says="error: The file is empty."))
     with pytest.raises(StageFailed, match="The file is empty") as caught:
@@ -70,7 +70,7 @@ def test_bad_data_is_not_tried_again(project: Path) -> None:
     assert (project / "tries").read_text().count("x") == 1
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("server", "warm_stages")
 def test_what_the_run_cache_knows_counts_as_up_to_date(project: Path) -> None:
     stage = "stages:\n  ingest:\n    cmd: mkdir -p artifacts/metrics && echo '{}' > artifacts/metrics/ingest.json\n"
     (project / "dvc.yaml").write_text(stage + "    deps: [input]\n    outs: [artifacts/metrics/ingest.json]\n")
@@ -82,7 +82,7 @@ def test_what_the_run_cache_knows_counts_as_up_to_date(project: Path) -> None:
     assert counts == [(1, 0), (1, 0), (0, 1)]
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("server", "warm_stages")
 def test_a_second_run_is_refused_while_one_goes_on(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "LOCK_SECONDS", 0.1)
     with lock.one_run(project), pytest.raises(DeepMojiError, match="Another run"):
@@ -90,13 +90,13 @@ def test_a_second_run_is_refused_while_one_goes_on(project: Path, monkeypatch: p
     assert not (project / "tries").exists()
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("server", "warm_stages")
 def test_a_run_that_was_killed_keeps_no_other_from_completing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its stage goes on without it. A run that comes at once is refused with a sentence, one that waits completes."""
     root = mini.write_mini_project(tmp_path)
     monkeypatch.setenv("PATH", mini.surroundings(root)["PATH"])
     before = (root / "dvc.yaml").read_text()
-    slow = "touch started; for i in 1 2 3 4 5 6; do sleep 1; echo tick; done; echo slow >> ran.txt"
+    slow = "touch started; while [ ! -e refused ]; do sleep 0.2; echo tick; done; echo slow >> ran.txt"
     (root / "dvc.yaml").write_text(before.replace("echo ingest >> ran.txt", slow))
     command = [*mini.FLOWS, "pipeline", "--no-promote"]
     environment = mini.surroundings(root) | {"PREFECT_API_URL": PREFECT_API_URL.value() or ""}
@@ -113,12 +113,13 @@ def test_a_run_that_was_killed_keeps_no_other_from_completing(tmp_path: Path, mo
     with pytest.raises(DeepMojiError, match="A stage of a run that was killed"):
         pipeline(str(root), promote=False)
     assert not (root / "ran.txt").exists() or "slow" not in (root / "ran.txt").read_text()
+    (root / "refused").touch()
     monkeypatch.setattr(lock, "LOCK_SECONDS", 60.0)
     assert [result.stage for result in pipeline(str(root), promote=False)] == list(STAGES)
     assert mini.ran(root) == list(STAGES)
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("server", "warm_stages")
 def test_ctrl_c_ends_what_runs_side_by_side(tmp_path: Path) -> None:
     root = mini.write_mini_project(tmp_path)
     text = (root / "dvc.yaml").read_text()
@@ -147,7 +148,7 @@ def test_ctrl_c_ends_what_runs_side_by_side(tmp_path: Path) -> None:
     assert not (root / "ran.txt").exists() or "ingest" not in (root / "ran.txt").read_text()
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("server", "warm_stages")
 def test_the_benchmark_runs_its_two_stages_and_releases_nothing(tmp_path: Path) -> None:
     root = mini.write_mini_project(tmp_path)
     done = mini.run(root, *mini.FLOWS, "benchmark", PREFECT_API_URL=PREFECT_API_URL.value() or "")
@@ -157,7 +158,7 @@ def test_the_benchmark_runs_its_two_stages_and_releases_nothing(tmp_path: Path) 
     assert not (root / ".state" / "mlflow").exists(), "nothing was asked of the registry"
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("server", "warm_stages")
 def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = mini.write_mini_project(tmp_path)
     monkeypatch.setenv("PATH", mini.surroundings(root)["PATH"])
@@ -200,7 +201,7 @@ def test_servers_are_used_while_they_run_and_not_what_a_killed_one_left(tmp_path
         assert running(tmp_path) == {"PREFECT_API_URL": "http://127.0.0.1:4200/api"}
 
 
-@pytest.mark.usefixtures("server")
+@pytest.mark.usefixtures("server", "warm_stages")
 def test_runs_that_ended_with_an_earlier_worker_do_not_go_on_for_ever() -> None:
     with get_client(sync_client=True) as client:
         made = client.create_flow_from_name("left-over")

@@ -12,7 +12,7 @@ from deepmoji import intake, tracking
 from deepmoji.errors import UsageError
 from deepmoji.intake import place_of
 from deepmoji.stages import Project
-from tests.conftest import ROOT, run_in, write_tiny_project
+from tests.conftest import ROOT, run_in, run_warm, write_tiny_project
 
 COMMIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qam")
 # The road's first stage as it is, and a stand-in for training: the way back does not ask what a model is.
@@ -30,8 +30,13 @@ def good(project: Path, *command: str, **variables: str) -> subprocess.Completed
     return done
 
 
+def repro(project: Path) -> None:
+    done = run_warm(project, "dvc", "repro", "-q")
+    assert done.returncode == 0, (done.stdout, done.stderr)
+
+
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, warm_stages: None) -> Path:
     """A tiny project in its first month: data and a model, all of it committed."""
     folder = write_tiny_project(tmp_path_factory.mktemp("project"))
     stages = yaml.safe_load((folder / "dvc.yaml").read_text())
@@ -40,7 +45,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, value in (("user.name", "test"), ("user.email", "test@example.org")):
         good(folder, "git", "config", name, value)
     good(folder, "dvc", "add", "-q", "data")
-    good(folder, "dvc", "repro", "-q")
+    repro(folder)
     good(folder, "git", "add", "-A")
     good(folder, "git", "commit", "-qm", "First month")
     return folder
@@ -69,7 +74,7 @@ def test_two_commands_go_back_a_month(project: Path, tmp_path: Path) -> None:
     assert 0 < int(counts["rows out"]) <= 30
     assert good(project, "git", "show", "--stat", "--format=", "HEAD").stdout.split("|")[0].strip() == "data.dvc"
     assert (project / "data" / "tweets" / "march.txt").read_bytes() == new.read_bytes()
-    good(project, "dvc", "repro", "-q")
+    repro(project)
     good(project, *COMMIT, "Second month")
     after = content(project)
     changed = {name for name in after if before.get(name) != after[name]}

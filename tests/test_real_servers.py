@@ -117,7 +117,7 @@ def refused(project: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+def house(tmp_path_factory: pytest.TempPathFactory, warm_stages: None) -> Iterator[House]:
     folder = tmp_path_factory.mktemp("servers")
     with (
         servers.postgres(PASSWORDS["postgres"]) as (postgres, address, data),

@@ -26,7 +26,7 @@ Messages = list[dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(tmp_path_factory: pytest.TempPathFactory, warm_stages: None) -> Path:
     return mini.write_mini_project(tmp_path_factory.mktemp("mini"))
 
 

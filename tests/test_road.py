@@ -16,8 +16,7 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
 
-from flows.warm import warm
-from tests.conftest import TINY_GATES, network_notes, run_in
+from tests.conftest import TINY_GATES, network_notes, run_in, run_warm
 
 FLOWS = (sys.executable, "-m", "flows")
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
@@ -50,13 +49,6 @@ def mistake(done: subprocess.CompletedProcess[str]) -> str:
     return sentences[0]
 
 
-def run_warm(monkeypatch: pytest.MonkeyPatch, project: Path, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command whose stages are forked, as a flow forks them."""
-    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    with warm():
-        return run_in(project, *command, variables={"PATH": os.environ["PATH"]})
-
-
 @pytest.fixture(scope="module")
 def refused(tiny_project: Path) -> subprocess.CompletedProcess[str]:
     """The first run: everything is made, then a gate that nothing passes."""
@@ -68,7 +60,9 @@ def refused(tiny_project: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def promoted(tiny_project: Path, refused: subprocess.CompletedProcess[str]) -> subprocess.CompletedProcess[str]:
+def promoted(
+    tiny_project: Path, refused: subprocess.CompletedProcess[str], warm_stages: None
+) -> subprocess.CompletedProcess[str]:
     """The second run, with gates that let the model pass."""
     return run_in(tiny_project, *FLOWS, "pipeline")
 
@@ -203,11 +197,11 @@ def test_a_clone_pulls_and_is_up_to_date(tiny_project: Path, tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("promoted")
-def test_the_same_bytes_come_out_again(tiny_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_same_bytes_come_out_again(tiny_project: Path) -> None:
     """From ingest to the pretrained model and a fine-tune, made again without the cache: the same hashes."""
     before = yaml.safe_load((tiny_project / "dvc.lock").read_text())["stages"]
     again = ("dvc", "repro", "--force", "--no-run-cache", "finetune@sample-sentiment-chain-thaw")
-    done = run_warm(monkeypatch, tiny_project, *again)
+    done = run_warm(tiny_project, *again)
     assert done.returncode == 0, done.stderr
     after = yaml.safe_load((tiny_project / "dvc.lock").read_text())["stages"]
     assert {name: stage.get("outs") for name, stage in after.items()} == {
@@ -216,7 +210,7 @@ def test_the_same_bytes_come_out_again(tiny_project: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("promoted")
-def test_a_killed_stage_never_looks_finished_and_goes_on(tiny_project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_killed_stage_never_looks_finished_and_goes_on(tiny_project: Path) -> None:
     before = {name: (tiny_project / name).read_bytes() for name in ("params.yaml", "dvc.lock")}
     change(tiny_project, "pretrain", epochs=4, checkpoint_seconds=0)
     command = [str(Path(sys.executable).parent / "dvc"), "repro", "--single-item", "pretrain"]
@@ -239,7 +233,7 @@ def test_a_killed_stage_never_looks_finished_and_goes_on(tiny_project: Path, mon
     assert len(states()) == 1
     assert not (tiny_project / "artifacts" / "pretrained").exists()
     assert "pretrain" in changed_stages(tiny_project)
-    done = run_warm(monkeypatch, tiny_project, "dvc", "repro", "--single-item", "pretrain")
+    done = run_warm(tiny_project, "dvc", "repro", "--single-item", "pretrain")
     assert done.returncode == 0, done.stderr
     assert "going on at step" in done.stdout + done.stderr
     assert (tiny_project / "artifacts" / "pretrained" / "config.json").is_file()

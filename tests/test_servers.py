@@ -79,7 +79,7 @@ def start(root: Path, *options: str) -> subprocess.Popen[str]:
 
 
 @pytest.fixture(scope="module")
-def up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Up]:
+def up(tmp_path_factory: pytest.TempPathFactory, warm_stages: None) -> Iterator[Up]:
     root = mini.write_mini_project(tmp_path_factory.mktemp("mini"))
     process = start(root, "--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
     try:

@@ -5,14 +5,18 @@ import socket
 from pathlib import Path
 from typing import Any
 
-NOTES = Path(os.environ["DEEPMOJI_TRIED"])
 HERE = {None, "", b"", "localhost", "0.0.0.0", "::", "::1", socket.gethostname()}
 connect, connect_ex, look_up = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo
 
 
+def notes() -> Path:
+    """Asked for anew each time: a forked stage has the environment of its caller."""
+    return Path(os.environ["DEEPMOJI_TRIED"])
+
+
 def check(host: Any) -> None:
     if host not in HERE and not str(host).startswith("127."):
-        with NOTES.open("a", encoding="utf-8") as stream:
+        with notes().open("a", encoding="utf-8") as stream:
             stream.write(f"{host}\n")
         raise OSError(f"tests use no network: {host}")
 
@@ -38,7 +42,7 @@ def guarded_look_up(host: Any, *arguments: Any, **options: Any) -> Any:
     return look_up(host, *arguments, **options)
 
 
-NOTES.touch()
+notes().touch()
 socket.socket.connect = guarded_connect  # type: ignore[method-assign,assignment]
 socket.socket.connect_ex = guarded_connect_ex  # type: ignore[method-assign,assignment]
 socket.getaddrinfo = guarded_look_up
