@@ -261,21 +261,14 @@ def ablation(
 
 
 def _load(given: Path | None, model: str | None) -> "Model":
-    """The model that was asked for, and says which; without one the champion, outside of a project the starter."""
+    """The model that was asked for, and says which; without one the champion, where there is none the starter."""
     from deepmoji import registry
 
-    root = None
+    root = registry.home(given) if model is None or model.startswith("models:") else None
     if model is None:
-        try:
-            root = _root(given)
-        except UsageError:
-            if given is not None:
-                raise
         model = registry.default_model(root)
         if model == STARTER:
             click.echo("no champion here, so the starter model answers", err=True)
-    elif model.startswith("models:"):
-        root = _root(given)
     loaded = registry.load(model, root=root)
     click.echo(f"model: {loaded.name}", err=True)
     return loaded

@@ -6,15 +6,17 @@ model, a JSON list. Changes take a file lock, and look again after they wrote, f
 """
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deepmoji import tracking
+from deepmoji.config import find_project
 from deepmoji.errors import InputError, RegistryError, UsageError
 from deepmoji.gates import Gates, absolute_faults, load_gates, relative_faults
 from deepmoji.provenance import UNKNOWN, provenance
@@ -25,8 +27,8 @@ if TYPE_CHECKING:
     from deepmoji.tracking import MlflowClient, ModelVersion
 
 __all__ = [
-    "champion", "check_name", "compare", "default_model", "find", "list_models", "load", "load_gates", "promote",
-    "register", "resolve", "rollback", "show", "table", "was_rolled_back",
+    "champion", "check_name", "compare", "default_model", "find", "home", "list_models", "load", "load_gates",
+    "promote", "register", "resolve", "rollback", "show", "table", "was_rolled_back",
 ]  # fmt: skip
 
 NAME = "deepmoji"
@@ -225,6 +227,22 @@ def resolve(path_or_uri: str | Path, root: Path) -> Path:
     return _resolve(path_or_uri, root)[0]
 
 
+def home(project: Path | None = None) -> Path | None:
+    """The project of that folder, of DEEPMOJI_PROJECT or of the working folder; None outside of any.
+
+    Where MLFLOW_TRACKING_URI names a server and no project is named, a service needs none: the user's cache then takes
+    what is fetched. UsageError: the folder that is named is in no project.
+    """
+    named = project or os.environ.get("DEEPMOJI_PROJECT")
+    if named:
+        return find_project(Path(named).resolve())
+    with suppress(UsageError):
+        return find_project(Path.cwd())
+    if os.environ.get("MLFLOW_TRACKING_URI"):
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepmoji"
+    return None
+
+
 def default_model(root: Path | None) -> str:
     """What answers when no model is named: the project's champion, or the starter model while there is none.
 
@@ -238,9 +256,9 @@ def default_model(root: Path | None) -> str:
 def load(path_or_uri: str | Path, *, root: Path | None = None, **options: Any) -> "Model":
     """The model of a folder, of a registry URI or of the name `starter`; options as for `inference.load_folder`.
 
-    The registry is the one of the project `root`, by default the project that holds the working folder; where
-    MLFLOW_TRACKING_URI names a server, its, and the project keeps what is fetched. RegistryError: no such model;
-    InputError: not a model folder; UsageError: a URI outside of any project.
+    The registry is the one of the project `root`, by default of `home`; where MLFLOW_TRACKING_URI names a server, its,
+    and that folder keeps what is fetched. RegistryError: no such model; InputError: not a model folder; UsageError: a
+    URI outside of any project, and no server named.
     """
     from deepmoji.inference import load_folder
 
@@ -398,7 +416,7 @@ def _resolve(path_or_uri: str | Path, root: Path | None) -> tuple[Path, str]:
     if parts is None:
         raise UsageError(f"{text!r} is no model URI: write models:/NAME@ALIAS or models:/NAME/VERSION.")
     name, alias, number = parts.groups()
-    registry = _open(root or _nearest_project(), reading=True)
+    registry = _open(root or home() or find_project(Path.cwd()), reading=True)
     found = _version(registry, number or alias, name)
     folder = tracking.download_model(registry.root, registry.client, registry.uri, name, found.version)
     return folder, f"models:/{name}/{found.version}{_origin(found)}"
@@ -410,14 +428,6 @@ def _origin(version: "ModelVersion") -> str:
         return " (trained on the synthetic sample)"
     preset = version.tags.get("preset", "")
     return f" (preset {preset})" if preset else ""
-
-
-def _nearest_project() -> Path:
-    import os
-
-    from deepmoji.config import find_project
-
-    return find_project(Path(os.environ.get("DEEPMOJI_PROJECT", ".")).resolve())
 
 
 def _cell(value: object) -> str:

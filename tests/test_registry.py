@@ -318,6 +318,25 @@ def test_a_registered_model_loads_by_uri(root: Path, registered: int, monkeypatc
     assert registry.resolve(root / "tiny", root) == root / "tiny"
 
 
+def test_a_service_without_a_project_loads_from_the_named_registry(
+    root: Path, registered: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"models:/deepmoji/{registered}"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    assert registry.home() is None and registry.default_model(None) == "starter"
+    with pytest.raises(UsageError, match="not inside a DeepMoji project"):
+        deepmoji.load(uri)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(root))
+    expected = deepmoji.load(root / "tiny").probabilities(TEXTS)
+    np.testing.assert_array_equal(deepmoji.load(uri).probabilities(TEXTS), expected)
+    assert registry.default_model(registry.home()) == "starter", "nobody is champion there"
+    assert list((tmp_path / "cache").iterdir()) == [registry.home()]
+    monkeypatch.setenv("DEEPMOJI_PROJECT", str(tmp_path))
+    with pytest.raises(UsageError, match="not inside a DeepMoji project"):
+        deepmoji.load(uri)
+
+
 def test_a_registry_that_cannot_be_used_is_not_taken_for_an_empty_one(
     root: Path, registered: int, tmp_path: Path
 ) -> None:
