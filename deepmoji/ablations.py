@@ -156,6 +156,9 @@ def _check(name: str, road: Road, methods: Sequence[str]) -> None:
         raise UsageError("An ablation changes the pretraining, which new does without: name other methods.")
     if name == "no-attention" and not road.pretrain["attention"]:
         raise UsageError("pretrain.attention is false already: set it to true, run `make run`, then this ablation.")
+    for method in methods if name == "no-attention" else ():
+        if any("attention" in phase["train"] for phase in road.finetune["schedules"].get(method, ())):
+            raise UsageError(f"The schedule {method!r} trains the attention that is left out: name other methods.")
     base = load_model(road.pretrained)
     _same_options(road.pretrained, base.metrics.get("options"), road.pretrain)
     if base.vocabulary.digest != read_meta(road.tokens / "train")["vocabulary"]:

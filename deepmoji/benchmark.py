@@ -12,7 +12,7 @@ import logging
 import shutil
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from deepmoji.baselines import BASELINES, LEAKY, MINILM_PACKAGE, RANDOM, check_baseline, run_baseline
-from deepmoji.datasets import CATALOG, Dataset, load_dataset, shared_texts
+from deepmoji.datasets import CATALOG, Dataset, fingerprint, load_dataset, shared_texts
 from deepmoji.errors import InputError
 from deepmoji.metrics import Scorer, scorer
 from deepmoji.predictions import Predictions, comparable, read_predictions, rescore, write_predictions
@@ -43,6 +43,7 @@ class Entry:
     runs: list[Predictions]
     test: list[dict[str, float]]
     facts: dict[str, Any]
+    made_from: dict[str, Any] = field(default_factory=dict)  # digests of the set and of the model it began from
 
 
 def benchmark(
@@ -56,7 +57,7 @@ def benchmark(
     methods: Sequence[str] | None = None,
     seeds: Sequence[int] | None = None,
     kept: Path | None = None,
-    leave_out_older: bool = False,
+    start: str | None = None,
     report: Report | None = None,
 ) -> dict[str, Any]:
     """Compare everything found and write report.json, report.md, two tables and a plot for each set.
@@ -67,8 +68,9 @@ def benchmark(
     seeds: of the baselines that start at random; None, and for the others, `seed` alone.
     kept: folder where the baselines' results wait for the next time; those of the same table and code are not made
         again.
-    leave_out_older: predictions that do not belong to the set's test rows are left out, with a warning and a line in
-        the report, and not refused.
+    start: digest of the model that fine-tunes have to begin from, as in their results.json. Those from another one, and
+        those of other texts or labels, are then left out, with a warning and a line in the report. None: begun from
+        any, and those of other texts or labels are refused.
     A (dataset, method) that is not there is named in the report: expected is each of the methods for every set.
     `report` is called with a set's mean scores after each set.
     Returns {dataset: {method: {mean, std, low, high}}}. InputError: nothing to compare, or predictions that do not
@@ -97,8 +99,9 @@ def benchmark(
                 continue
             try:
                 _check_rows(dataset, entry)
+                _check_start(dataset, entry, start)
             except InputError as error:
-                if not leave_out_older:
+                if start is None:
                     raise
                 content["missing"].append({"dataset": dataset.name, "method": method, "older": True})
                 logger.warning("%s Until then the report leaves it out.", error)
@@ -229,10 +232,11 @@ def read_entry(folder: Path, dataset: Dataset, method: str) -> Entry | None:
         results = json.loads(source.read_text(encoding="utf-8"))
         facts = {key: results[key] for key in ("max_length", "truncated", "new_words", "class_average", "pretrained")}
         facts["validation"] = _round(results["mean"]["validation"][dataset.metric])
+        made_from = {key: results.get(key) for key in ("data", "start")}
         test = [run["test"] for run in results["seeds"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{source} is not a fine-tune's result ({error!r}): run the fine-tune again.") from None
-    return Entry(method, read_predictions(folder / "predictions.parquet"), test, facts)
+    return Entry(method, read_predictions(folder / "predictions.parquet"), test, facts, made_from)
 
 
 def _check_rows(dataset: Dataset, entry: Entry) -> None:
@@ -250,6 +254,17 @@ def _check_rows(dataset: Dataset, entry: Entry) -> None:
                 f"The predictions of {entry.method} hold other labels than {dataset.name}: the set has changed, "
                 "run the fine-tune again."
             )
+    if entry.made_from.get("data") not in (None, fingerprint(dataset)):
+        raise InputError(
+            f"The fine-tune {entry.method} of {dataset.name} saw other texts: the set has changed, run it again."
+        )
+
+
+def _check_start(dataset: Dataset, entry: Entry, start: str | None) -> None:
+    if start is not None and entry.made_from.get("start") not in ("", start):  # new begins from none
+        raise InputError(
+            f"The fine-tune {entry.method} of {dataset.name} began from another model than the last one: run it again."
+        )
 
 
 def _resample(

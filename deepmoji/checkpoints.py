@@ -4,6 +4,7 @@ A model folder holds model.safetensors, config.json, vocabulary.json, labels.jso
 A training state is one safetensors file whose header carries the JSON, so that one rename makes it valid.
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -51,13 +52,14 @@ def save_model(
     attach: Callable[[Path], None] | None = None,
     storage: str = "fp32",
 ) -> None:
-    """Write a model folder beside `folder` and rename it there; an earlier one is replaced.
+    """Write a model folder beside `folder` and rename it there; an earlier model folder is replaced.
 
     `extra` joins config.json (max_length, thresholds, ...). `attach` writes further files into the folder it gets,
     before the rename. `storage`: how weights lie on disk, fp32, fp16 or int8 (matrices only, the rest is fp16 then);
     they are fp32 again once loaded. InputError: vocabulary or labels that do not fit the model; TrainingError: the
-    disk refuses; UsageError: an unknown storage.
+    disk refuses; UsageError: an unknown storage, or `folder` holds something else than a model.
     """
+    check_place(folder)
     _check_fit(model.config, len(vocabulary), labels)
     config = {"format": FORMAT, **model.config, **(extra or {})}
     beside = folder.with_name(f".{folder.name}.new")
@@ -79,6 +81,22 @@ def save_model(
         raise TrainingError(
             f"The model folder {folder} cannot be written ({reason(error)}): free space or choose another folder."
         ) from None
+
+
+def digest(folder: Path) -> str:
+    """Of the weights and words of a model folder, 16 hex digits."""
+    total = hashlib.sha256()
+    for name in ("model.safetensors", "vocabulary.json"):
+        with (folder / name).open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
+def check_place(folder: Path) -> None:
+    """UsageError where a model folder may not be written, since it would take the place of something else."""
+    empty = folder.is_dir() and not any(folder.iterdir())
+    if folder.exists() and not empty and not (folder / "config.json").is_file():
+        raise UsageError(f"{folder} is there and is no model folder: name one that is not there, or an empty one.")
 
 
 def load_model(folder: Path) -> ModelFolder:

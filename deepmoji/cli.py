@@ -95,11 +95,14 @@ def sample(given: Path | None, out: Path | None) -> None:
 def preset(context: click.Context, name: str, data: Path | None) -> None:
     """Make NAME (sample, laptop, starter, table, paper) the project's params.yaml."""
     from deepmoji.config import use_preset
+    from deepmoji.lock import one_run
 
     given: Path | None = context.obj
     if name == "sample" and context.get_parameter_source("data") is click.core.ParameterSource.COMMANDLINE:
         raise UsageError(f"The preset sample has its own data, not {data}: leave --data away, or name another preset.")
-    params = use_preset(_root(given), name, data if name != "sample" else None)
+    root = _root(given)
+    with one_run(root, 0):
+        params = use_preset(root, name, data if name != "sample" else None)
     click.echo(f"params.yaml is now the preset {params.preset}; data comes from {params.data}")
 
 
@@ -274,13 +277,17 @@ def _load(given: Path | None, model: str | None) -> "Model":
     return loaded
 
 
-def _texts(texts: Sequence[str], file: Path | None, column: str) -> Iterator[str]:
+def _texts(texts: Sequence[str], file: Path | None, column: str | None) -> Iterator[str]:
     """Texts from the arguments, a file, or the lines of standard input; what is not UTF-8 is set aside and told."""
+    if file is not None and texts:
+        raise UsageError(f"There are texts and --file {file}: give one of the two.")
+    if file is None and column is not None:
+        raise UsageError(f"--text-column {column} is for a table: name it with --file.")
     if file is not None:
         from deepmoji.readers import read_texts
 
         rows = rejects = 0
-        for batch in read_texts(file, column):
+        for batch in read_texts(file, column or "text"):
             for reject in batch.rejects:
                 click.echo(f"set aside: {reject.file}, {reject.place}: {reject.reason}", err=True)
             yield from batch.texts.to_pylist()
@@ -313,7 +320,7 @@ _model_option = click.option(
     "--model", help="starter, a model folder or a models:/ URI; by default the champion, else the starter model."
 )
 _file_option = click.option("--file", type=click.Path(path_type=Path), help="Read texts from a file, one a row.")
-_column_option = click.option("--text-column", default="text", show_default=True)
+_column_option = click.option("--text-column", help="Column of that file, if it is a table.  [default: text]")
 
 
 @cli.command()

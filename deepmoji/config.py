@@ -18,6 +18,7 @@ from deepmoji.errors import UsageError
 from deepmoji.schedules import phases_for
 
 Share = Annotated[float, Field(ge=0, le=1)]
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 Count = Annotated[int, Field(ge=1)]
 Rate = Annotated[float, Field(gt=0)]
 Baseline = Literal["majority", "tfidf", "minilm", "lstm", "badjatiya", "badjatiya-leaky"]
@@ -83,8 +84,8 @@ class TokenizeParams(Section):
 class PretrainParams(Section):
     embedding_size: Count
     hidden_size: Count
-    embedding_dropout: Share
-    final_dropout: Share
+    embedding_dropout: Dropout
+    final_dropout: Dropout
     attention: bool
     learning_rate: Rate
     decay: bool
@@ -123,8 +124,8 @@ class FinetuneParams(Section):
     patience: Count | None
     max_length: Count | None
     new_words: Annotated[int, Field(ge=0)]
-    embedding_dropout: Share
-    final_dropout: Share
+    embedding_dropout: Dropout
+    final_dropout: Dropout
     embedding_l2: Annotated[float, Field(ge=0)]
     class_average: bool
     balance: Share
@@ -194,6 +195,15 @@ class Params(Section):
     finetune: FinetuneParams
     benchmark: BenchmarkParams
     drift: DriftParams
+
+    @model_validator(mode="after")
+    def _layers_that_exist(self) -> Self:
+        for name, phases in self.finetune.schedules.items():
+            if not self.pretrain.attention and any("attention" in phase.train for phase in phases):
+                raise ValueError(
+                    f"the schedule {name!r} trains the layer attention, which pretrain.attention: false leaves out"
+                )
+        return self
 
     def section(self, stage: str) -> dict[str, Any]:
         """The keyword arguments of a stage, by its name in dvc.yaml."""

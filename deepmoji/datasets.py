@@ -1,5 +1,6 @@
 """Labelled sets by name, in one form: read as published, kept as Parquet, or taken from a user's own table."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -251,6 +252,14 @@ def load_dataset(path: Path) -> Dataset:
     except (OSError, pa.ArrowException, KeyError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{path} is no labelled set of this project ({reason:.120}): write it again.") from None
+
+
+def fingerprint(dataset: Dataset) -> str:
+    """Of texts, labels and splits, 16 hex digits: what was made from one is not compared with what another made."""
+    total = hashlib.sha256(json.dumps([dataset.texts, list(dataset.classes)]).encode())
+    total.update(np.ascontiguousarray(dataset.labels, dtype=np.int64).tobytes())
+    total.update(json.dumps(dataset.splits.tolist()).encode())
+    return total.hexdigest()[:16]
 
 
 def dataset_from_table(path: Path, text_column: str, label_column: str, split: str, seed: int) -> Dataset:

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 
 from deepmoji.batches import label_groups
 from deepmoji.cards import finetuned_card
-from deepmoji.checkpoints import ModelFolder, load_model, save_model
-from deepmoji.datasets import Dataset
+from deepmoji.checkpoints import ModelFolder, check_place, digest, load_model, save_model
+from deepmoji.datasets import Dataset, fingerprint
 from deepmoji.errors import UsageError
 from deepmoji.model import DeepMoji, Task, probabilities
 from deepmoji.phases import LAYERS, Phase
@@ -124,6 +124,7 @@ def finetune(
         epoch_size=epoch_size or default_epoch(len(rows_of(dataset, "train"))),
         schedules=schedules,
     )
+    check_place(out)
     start = load_model(pretrained)
     phases = _existing(phases, start.model, own=method in schedules)
     extend = new_words if method != "new" and trains_embedding(phases) else 0
@@ -162,6 +163,8 @@ def finetune(
         "truncated": prepared.truncated,
         "new_words": len(prepared.vocabulary) - len(start.vocabulary),
         "pretrained": {} if method == "new" else _origin(start),
+        "start": "" if method == "new" else digest(pretrained),
+        "data": fingerprint(dataset),
         "options": given,
         "schedule": [{**asdict(phase), "train": list(phase.train)} for phase in phases],
         "seeds": runs,
@@ -176,6 +179,13 @@ def finetune(
     beside.write_text(json.dumps(results, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
     beside.replace(out / "results.json")
     return results
+
+
+def check(pretrained: Path, method: str, options: Mapping[str, Any]) -> None:
+    """What `finetune` would refuse of these options before it trains. UsageError, InputError."""
+    keys = ("learning_rate", "finetune_rate", "epochs", "patience", "epoch_size", "schedules")
+    phases_for(method, **{key: options[key] for key in keys})
+    load_model(pretrained)
 
 
 def prepare(dataset: Dataset, vocabulary: Vocabulary, *, max_length: int | None, new_words: int) -> Prepared:

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 
-from deepmoji.checkpoints import clear_state, count_parameters, save_model, write_json
+from deepmoji.checkpoints import check_place, count_parameters, save_model, write_json
 from deepmoji.emojis import load_labels
 from deepmoji.errors import InputError, TrainingError
 from deepmoji.insight import (
@@ -75,6 +75,7 @@ def pretrain(
     which the similarities are checked. TrainingError, InputError: see errors.
     """
     given = {name: value for name, value in locals().items() if name not in NO_OPTIONS}
+    check_place(out)
     vocabulary = Vocabulary.load(tokens / "vocabulary.json")
     labels = load_labels(tokens / "labels.json").names
     # Read before the hours of training, not after them.
@@ -144,8 +145,6 @@ def pretrain(
         extra={"max_length": max_length},
         attach=attach,
     )
-    if checkpoints is not None:
-        clear_state(checkpoints)
     log.info("top-1 %.3f, top-5 %.3f, loss %.3f on the test split", metrics["top1"], metrics["top5"], metrics["loss"])
     return metrics
 

@@ -193,7 +193,11 @@ def _table_of(entry: Mapping[str, Any]) -> str:
 def _missing(content: Mapping[str, Any]) -> str:
     lines = [
         f"- {gap['dataset']} by {gap['method']}: "
-        + ("fine-tuned on an older version of the set" if gap.get("older") else "not fine-tuned")
+        + (
+            "fine-tuned on an older version of the set, or from another model than the last"
+            if gap.get("older")
+            else "not fine-tuned"
+        )
         for gap in content["missing"]
     ]
     lines += [f"- {name}: fine-tuned, but not among the labelled sets" for name in content["not_listed"]]

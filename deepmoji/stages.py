@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 
 from deepmoji import tracking
 from deepmoji.config import Params, load_params
-from deepmoji.errors import DeepMojiError, UsageError
+from deepmoji.errors import DeepMojiError, ServiceError, UsageError, ValidationFailed
 
 if TYPE_CHECKING:
     from deepmoji.shards import MapShards
@@ -142,10 +142,14 @@ def validate(project: Project) -> Numbers:
         _name_sets(run, sets)
         try:
             numbers = validation.validate(corpus, sets, out, report=run.metrics, **options)
-        finally:
-            # A failed validation is the one whose report somebody wants to read.
-            if out.is_dir():
+        except ValidationFailed:
+            # A failed validation is the one whose report somebody wants to read, but its sentence matters more.
+            try:
                 run.artifacts(out)
+            except ServiceError as error:
+                log.warning("The report stays in %s alone: %s", out, error)
+            raise
+        run.artifacts(out)
         run.metrics(flatten(numbers), 0)
         project.write_numbers("validate", numbers)
     return numbers
@@ -171,6 +175,7 @@ def tokenize(project: Project, map_shards: "MapShards | None" = None) -> Numbers
 
 
 def pretrain(project: Project) -> Numbers:
+    from deepmoji.checkpoints import clear_state
     from deepmoji.pretraining import pretrain as run_pretrain
     from deepmoji.pretraining import processes
     from deepmoji.tokens import read_meta
@@ -191,6 +196,7 @@ def pretrain(project: Project) -> Numbers:
             for name in ("report.md", "plots", "metrics.json"):
                 run.artifacts(out / name)
             project.write_numbers("pretrain", numbers)
+        clear_state(options["checkpoints"])  # only now: an MLflow that does not answer would cost the training
     return numbers
 
 
@@ -279,7 +285,7 @@ def finetune_own(
     """
     from deepmoji import benchmark as bench
     from deepmoji import finetuning, registry
-    from deepmoji.datasets import dataset_from_table, save_dataset
+    from deepmoji.datasets import CATALOG, dataset_from_table, save_dataset
 
     try:
         registry.check_name(f"deepmoji-{name}")  # which also names folders; before the work, not after it
@@ -288,6 +294,8 @@ def finetune_own(
         raise UsageError(f"{sentence} (it comes of the file's name, or of --name where that is given).") from None
     if not name.strip("."):
         raise UsageError(f"The name {name!r} is not usable, since a folder gets it: take letters or digits too.")
+    if name in CATALOG:
+        raise UsageError(f"{name} is a published set, with figures of its own: name your table otherwise with --name.")
     dataset = replace(
         dataset_from_table(table, text_column, label_column, split, project.params.benchmark.seed), name=name
     )
@@ -297,9 +305,9 @@ def finetune_own(
     folder = target / "finetuned" / dataset.name / method
     tags = {"dataset": dataset.name, "method": method, "start": model, "data": digest(table)}
     start = registry.resolve(model, project.root)
+    finetuning.check(start, method, options)
     with stage_run(project, "finetune", f"{name}/{method}", **tags) as run:
         run.dataset(dataset.name, digest(table), str(table), len(dataset.texts))
-        save_dataset(dataset, target / "datasets" / f"{dataset.name}.parquet")
         results = finetuning.finetune(
             dataset,
             start,
@@ -309,6 +317,7 @@ def finetune_own(
             report_seed=seed_reporter(run, name, method),
             **options,
         )
+        save_dataset(dataset, target / "datasets" / f"{dataset.name}.parquet")
         figures = {key: results[key]["test"][dataset.metric] for key in ("mean", "std")}
         kept = next(seed for seed in results["seeds"] if seed["seed"] == results["best_seed"])
         # Where models of one class each were judged, the folder holds the model of all classes beside them.
@@ -321,7 +330,7 @@ def finetune_own(
                 target / "report",
                 seeds=project.params.finetune.seeds,
                 kept=project.state / "baselines",
-                leave_out_older=True,
+                start=results["start"],
                 **project.params.section("benchmark"),
             )
         except DeepMojiError as error:

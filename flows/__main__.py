@@ -12,8 +12,8 @@ import click
 
 from deepmoji.config import find_project, load_params, use_preset
 from deepmoji.errors import DeepMojiError, ServiceError, UsageError, describe
+from deepmoji.lock import one_run
 from flows.environment import enter
-from flows.lock import one_run
 from flows.warm import warm
 
 

@@ -25,9 +25,13 @@ def place(database: Path) -> None:
     """Copy what is kept to `database`, unless one is there or none is kept."""
     if database.exists() or not kept().is_file():
         return
+    for part in ("-wal", "-shm"):  # what a database left that was deleted alone would be taken for this one's
+        database.with_name(database.name + part).unlink(missing_ok=True)
     with tempfile.NamedTemporaryFile(dir=database.parent, prefix=f"{database.name}.") as beside:
         shutil.copyfile(kept(), beside.name)
-        with suppress(FileExistsError):  # another process was quicker, and may have written to it since
+        # Not where another process was quicker, and may have written to it since. Where there are no hard links
+        # Prefect makes its own.
+        with suppress(OSError):
             os.link(beside.name, database)
 
 

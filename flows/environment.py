@@ -11,8 +11,8 @@ from pathlib import Path
 
 from deepmoji.config import find_project
 from deepmoji.errors import DeepMojiError
+from deepmoji.lock import held
 from flows.database import NAME, place
-from flows.lock import held
 
 
 def environment(root: Path) -> dict[str, str]:
@@ -74,7 +74,7 @@ def running(root: Path) -> dict[str, str]:
     if not addresses(root).is_file():
         return {}
     try:
-        with held(up_lock(root), "`up`", 0):
+        with held(up_lock(root), "`up`", 0, shared=True):  # as others may look at this moment
             return {}  # it was killed, and what it wrote is stale
     except DeepMojiError:
         variables: dict[str, str] = json.loads(addresses(root).read_text(encoding="utf-8"))

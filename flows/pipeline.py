@@ -30,9 +30,9 @@ from prefect.tasks import exponential_backoff
 from deepmoji.cli import TEMPORARY
 from deepmoji.config import load_params
 from deepmoji.errors import DeepMojiError
+from deepmoji.lock import held, one_run, stage_lock
 from deepmoji.stages import Project, flatten
 from flows.environment import project_of
-from flows.lock import held, one_run, stage_lock
 from flows.notify import tell
 from flows.release import release
 from flows.warm import warm

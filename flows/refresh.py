@@ -18,9 +18,9 @@ from deepmoji.corpus import ingest
 from deepmoji.emojis import load_labels
 from deepmoji.errors import InputError
 from deepmoji.intake import place_of, take
+from deepmoji.lock import one_run
 from deepmoji.stages import Project
 from flows.environment import project_of
-from flows.lock import one_run
 from flows.notify import tell
 from flows.pipeline import StageResult, run_road, side_by_side
 from flows.release import release

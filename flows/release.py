@@ -12,9 +12,9 @@ from prefect.runtime import flow_run
 
 from deepmoji import registry, stages
 from deepmoji.errors import InputError, RegistryError
+from deepmoji.lock import one_run
 from deepmoji.sample import SOURCES
 from flows.environment import project_of
-from flows.lock import one_run
 from flows.notify import tell
 
 

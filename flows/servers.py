@@ -24,14 +24,15 @@ import psutil
 
 from deepmoji import tracking
 from deepmoji.errors import ServiceError, UsageError
+from deepmoji.lock import held
 from flows.environment import addresses, running, up_lock
-from flows.lock import held
 
 HOST = "127.0.0.1"
 POOL = "deepmoji"
 READY_SECONDS = 180.0  # a machine under load starts them slowly
 GRACE_SECONDS = 15.0  # how long each may take to end by itself
 POLL_SECONDS = 0.3
+LOOK_SECONDS = 2.0  # other commands hold the lock for a moment, to see whether an `up` has it
 # In the environment of everything that an `up` starts: which one of its processes did, and the project's folder.
 MARK, OF = "DEEPMOJI_UP", "DEEPMOJI_UP_OF"
 
@@ -48,7 +49,8 @@ def up(root: Path, prefect_port: int, mlflow_port: int) -> None:
     for name in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
         if os.environ.get(name):
             raise UsageError(f"{name} names a server elsewhere, and `up` starts one here: unset it.")
-    with held(up_lock(root), "Another `up`", 0):
+    with held(up_lock(root), "Another `up`", LOOK_SECONDS):
+        addresses(root).unlink(missing_ok=True)  # of one that was killed
         if count := _end_marked(OF, str(root)):
             click.echo(f"{count} process(es) of an earlier `up` that was killed went on: they are ended now.")
         for option, port in (("--prefect-port", prefect_port), ("--mlflow-port", mlflow_port)):

@@ -21,7 +21,7 @@ from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
 from deepmoji import stages
 from deepmoji.errors import DeepMojiError, UsageError
-from flows.lock import one_run
+from deepmoji.lock import one_run
 
 Result = TypeVar("Result")
 STAGES = ("ingest", "tokenize")

@@ -53,8 +53,12 @@ def warm(ahead: bool = False) -> Iterator[None]:
         yield
         return
     if SOCKET in os.environ:  # there already, but others may stand before it by now
-        os.environ["PATH"] = os.pathsep.join([str(Path(os.environ[SOCKET]).parent), os.environ["PATH"]])
-        yield
+        before = os.environ["PATH"]
+        os.environ["PATH"] = os.pathsep.join([str(Path(os.environ[SOCKET]).parent), before])
+        try:
+            yield
+        finally:
+            os.environ["PATH"] = before
         return
     with tempfile.TemporaryDirectory(prefix="deepmoji-") as name, socket.socket(socket.AF_UNIX) as listener:
         address = str(Path(name) / "socket")

@@ -19,11 +19,11 @@ import yaml
 from deepmoji import baselines, config, registry
 from deepmoji.config import load_params
 from deepmoji.datasets import write_datasets
-from deepmoji.errors import DeepMojiError, UsageError
+from deepmoji.errors import DeepMojiError, ServiceError, UsageError, ValidationFailed
 from deepmoji.phases import LAYERS
 from deepmoji.predictions import Predictions, write_predictions
 from deepmoji.sample import write_sample
-from deepmoji.stages import Project, finetune_own
+from deepmoji.stages import Project, finetune_own, validate
 from tests.conftest import ROOT
 from tests.tiny import tiny_model
 
@@ -223,7 +223,12 @@ def test_a_registered_model_has_its_own_figures(project: Path, class_average: bo
 
 
 def own_table(
-    project: Path, *, name: str, seeds: Sequence[int] = (1,), labels: Sequence[str] = ("bad", "good")
+    project: Path,
+    *,
+    name: str,
+    seeds: Sequence[int] = (1,),
+    labels: Sequence[str] = ("bad", "good"),
+    method: str = "last",
 ) -> dict[str, Any]:
     """Fine-tune a tiny model on a small table."""
     change(project, finetune={"seeds": [*seeds], "epochs": 1}, benchmark={"baselines": ["majority"], "bootstrap": 10})
@@ -231,8 +236,31 @@ def own_table(
     (project / "mine.csv").write_text(f"text,label\n{rows}")
     return finetune_own(
         Project(project), project / "mine.csv", text_column="text", label_column="label", split="50/25/25",
-        method="last", model=str(tiny_model(project / "model")), name=name, out=None,
+        method=method, model=str(tiny_model(project / "model")), name=name, out=None,
     )  # fmt: skip
+
+
+def test_an_outage_does_not_hide_a_failed_validation(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*arguments: Any, **_: Any) -> None:
+        arguments[2].mkdir(parents=True)
+        raise ValidationFailed("Rule 7 fails.")
+
+    def away(*_: object) -> None:
+        raise ServiceError("MLflow is away.")
+
+    (project / "artifacts" / "corpus").mkdir(parents=True)
+    (project / "artifacts" / "datasets").mkdir()
+    monkeypatch.setattr("deepmoji.validation.validate", fails)
+    monkeypatch.setattr("deepmoji.tracking.Run.artifacts", away)
+    with pytest.raises(ValidationFailed, match="Rule 7"):
+        validate(Project(project))
+
+
+def test_what_cannot_work_is_refused_before_anything_is_written(project: Path) -> None:
+    for name, method, says in (("mine", "nonsense", "nonsense"), ("goemotions", "last", "published set")):
+        with pytest.raises(UsageError, match=says):
+            own_table(project, name=name, method=method)
+    assert not (project / "models").exists() and not (project / ".state").exists()
 
 
 def test_mlflow_away_is_one_readable_line(project: Path) -> None:

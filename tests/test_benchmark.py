@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from deepmoji import stages
 from deepmoji.baselines import BASELINES
 from deepmoji.benchmark import Entry, benchmark, compare
-from deepmoji.datasets import CATALOG, Dataset, save_dataset
+from deepmoji.datasets import CATALOG, Dataset, fingerprint, save_dataset
 from deepmoji.errors import InputError, UsageError
 from deepmoji.metrics import metrics_for, score
 from deepmoji.predictions import Judged, Predictions, judge, read_predictions, rescore, write_predictions
@@ -71,6 +71,8 @@ def write_finetuned(
         "new_words": 7,
         "class_average": False,
         "pretrained": {"examples": 12345},
+        "start": "any",
+        "data": fingerprint(dataset),
         "mean": {"validation": {dataset.metric: validation}},
         "seeds": [{"seed": run.seed, "test": figures} for run, figures in zip(entry.runs, entry.test, strict=True)],
         **facts,
@@ -217,8 +219,9 @@ def test_test_texts_that_were_trained_on_are_named(tmp_path: Path) -> None:
         for row in range(copies):
             texts[test[row]] = texts[train[0]]
         folder = tmp_path / str(copies)
-        save_dataset(replace(dataset, texts=list(texts)), folder / "datasets" / "toy.parquet")
-        write_finetuned(folder / "finetuned", dataset, "last", 0.8)
+        changed = replace(dataset, texts=list(texts))
+        save_dataset(changed, folder / "datasets" / "toy.parquet")
+        write_finetuned(folder / "finetuned", changed, "last", 0.8)
         benchmark(folder / "datasets", folder / "finetuned", folder / "out", **{**SETTINGS, "baselines": []})
         text = (folder / "out" / "report.md").read_text(encoding="utf-8")
         assert ("stand in the training rows" in text) == bool(copies)
@@ -380,10 +383,19 @@ def test_predictions_of_an_older_set_may_be_left_out(
     save_dataset(make_dataset(rows=360), folders[0] / "toy.parquet")
     shutil.rmtree(folders[1] / "toy" / "mine")
     write_finetuned(folders[1], make_dataset(rows=360), "mine", 0.9)
-    numbers = benchmark(*folders, tmp_path / "out", **SETTINGS, leave_out_older=True)
+    numbers = benchmark(*folders, tmp_path / "out", **SETTINGS, start="any")
     assert "mine" in numbers["toy"] and "last" not in numbers["toy"]
     assert "The predictions of last do not cover the test rows of toy" in caplog.text
     assert "toy by last: fine-tuned on an older version" in (tmp_path / "out" / "report.md").read_text("utf-8")
+    numbers = benchmark(*folders, tmp_path / "out", **SETTINGS, start="another")
+    assert "mine" not in numbers["toy"] and "The fine-tune mine of toy began from another model" in caplog.text
+
+
+def test_other_texts_with_the_same_labels_are_another_set(folders: tuple[Path, Path], tmp_path: Path) -> None:
+    dataset = make_dataset()
+    save_dataset(replace(dataset, texts=[f"{text}!" for text in dataset.texts]), folders[0] / "toy.parquet")
+    with pytest.raises(InputError, match="of toy saw other texts"):
+        benchmark(*folders, tmp_path / "out", **SETTINGS)
 
 
 def test_nothing_to_compare_is_one_sentence(folders: tuple[Path, Path], tmp_path: Path) -> None:
@@ -469,7 +481,10 @@ def test_a_baseline_is_measured_once_for_a_table(
     assert benchmark(*folders, tmp_path / "out", **settings) == first and len(asked) == sets
     assert (tmp_path / "out" / "report.json").read_bytes() == report
     dataset = make_dataset()
-    save_dataset(replace(dataset, texts=[f"{text} !" for text in dataset.texts]), folders[0] / "toy.parquet")
+    dataset = replace(dataset, texts=[f"{text} !" for text in dataset.texts])
+    save_dataset(dataset, folders[0] / "toy.parquet")
+    shutil.rmtree(folders[1] / "toy")
+    write_finetuned(folders[1], dataset, "mine", 0.9)
     benchmark(*folders, tmp_path / "out", **settings)
     assert asked[sets:] == ["majority toy 1"]
     monkeypatch.setattr("deepmoji.provenance.version", lambda name: f"another {name}")

@@ -10,7 +10,7 @@ import torch
 
 from deepmoji import checkpoints
 from deepmoji.checkpoints import load_model, save_model
-from deepmoji.errors import InputError, TrainingError
+from deepmoji.errors import InputError, TrainingError, UsageError
 from deepmoji.model import DeepMoji, Task
 from deepmoji.vocabulary import SPECIALS, Vocabulary
 
@@ -98,6 +98,20 @@ def test_a_failed_write_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytes
     save(tmp_path / "m", seed=1)  # what the failed write left behind does not stand in the way
     assert files(tmp_path / "m") != before
     assert [path.name for path in tmp_path.iterdir()] == ["m"]
+
+
+def test_what_is_no_model_folder_is_not_replaced(tmp_path: Path) -> None:
+    folder = tmp_path / "weights"
+    folder.mkdir()
+    save(folder)  # an empty folder may become one, and be replaced
+    save(folder)
+    other = tmp_path / "thesis"
+    other.mkdir()
+    (other / "thesis.txt").write_text("three years")
+    for place in (other, other / "thesis.txt"):
+        with pytest.raises(UsageError, match="is no model folder"):
+            save(place)
+    assert (other / "thesis.txt").read_text() == "three years"
 
 
 def test_further_files_belong_to_the_folder(tmp_path: Path) -> None:

@@ -136,3 +136,18 @@ def test_datasets_tells_where_a_set_is_looked_for() -> None:
     place = next(number for number, line in enumerate(lines) if line.startswith("SS-Youtube "))
     assert lines[place + 1] == "    deepmoji/SS-Youtube, from github.com/bfelbo/DeepMoji"
     assert run("datasets", "--long", "--write").returncode == 2
+
+
+@pytest.mark.parametrize("command", ["predict", "encode"])
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [(("--file", "a.txt", "a text"), "one of the two"), (("--text-column", "tweet"), "with --file")],
+)
+def test_options_that_would_be_ignored_are_refused(
+    command: str, options: tuple[str, ...], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("another text\n")
+    out = ["--out", str(tmp_path / "features.npy")] if command == "encode" else []
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(cli.cli, [command, "--model", "starter", *options, *out])
+    assert isinstance(done.exception, UsageError) and says in str(done.exception)

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from click.testing import CliRunner
 
 from deepmoji import baselines, config
 from deepmoji.cli import cli
 from deepmoji.config import find_project, load_params, use_preset
 from deepmoji.datasets import CATALOG
-from deepmoji.errors import UsageError
+from deepmoji.errors import DeepMojiError, UsageError
+from deepmoji.lock import one_run
 
 
 @pytest.fixture
@@ -157,3 +159,24 @@ def test_a_baseline_whose_package_is_missing_is_refused_before_the_training(
     monkeypatch.setattr("deepmoji.config.find_spec", lambda name: name)
     assert (config.MINILM_PACKAGE, config.MINILM_MODULE) == (baselines.MINILM_PACKAGE, baselines.MINILM_MODULE)
     assert load_params(project / "params.yaml").benchmark.baselines == ["tfidf", "minilm"]
+
+
+def test_what_cannot_train_is_refused_before_the_first_stage(project: Path) -> None:
+    content = yaml.safe_load((project / "params.yaml").read_text())
+    content["pretrain"] |= {"attention": False, "final_dropout": 1.0}
+    content["finetune"]["schedules"] = {"mine": [{"train": ["output", "attention"]}]}
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match="final_dropout"):
+        load_params(project / "params.yaml")
+    content["pretrain"]["final_dropout"] = 0.5
+    (project / "params.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UsageError, match="schedule 'mine' trains the layer attention"):
+        load_params(project / "params.yaml")
+
+
+def test_a_preset_waits_for_no_run(project: Path) -> None:
+    before = (project / "params.yaml").read_bytes()
+    with one_run(project):
+        done = CliRunner().invoke(cli, ["--project", str(project), "preset", "sample"])
+    assert isinstance(done.exception, DeepMojiError) and "Another run holds" in str(done.exception)
+    assert (project / "params.yaml").read_bytes() == before

@@ -17,9 +17,10 @@ from prefect.client.schemas.objects import State
 from prefect.settings import PREFECT_API_URL
 from prefect.states import Completed, Paused, Running
 
+from deepmoji import lock
 from deepmoji.cli import TEMPORARY
 from deepmoji.errors import DeepMojiError
-from flows import database, lock
+from flows import database
 from flows.deployments import end_left_over
 from flows.environment import addresses, environment, running, up_lock
 from flows.pipeline import STAGES, StageFailed, StageResult, pipeline, run_stage

@@ -19,7 +19,7 @@ import yaml
 
 from deepmoji import stages
 from deepmoji.checkpoints import STATE_FILE, load_model
-from deepmoji.errors import InputError, TrainingError
+from deepmoji.errors import InputError, ServiceError, TrainingError
 from deepmoji.insight import describe, nearest_labels, read_sentiments, sentiment_agreement, similarities
 from deepmoji.pretraining import evaluate, label_mixes, pretrain
 from deepmoji.tokens import write_store
@@ -75,7 +75,7 @@ def test_the_stage_learns_and_writes_a_whole_model_folder(tokens: Path, tmp_path
     assert all(f"]({name})" in report for name in written if name.startswith("plots/"))
     assert all(f"| {row['text']} | {row['labels'][0]['label']} " in report for row in insight["phrases"])
     assert f"| {LABELS[0]} | {' '.join(insight['nearest'][LABELS[0]])} | " in report
-    assert not (tmp_path / "state" / STATE_FILE).exists()
+    assert (tmp_path / "state" / STATE_FILE).exists(), "it goes once the stage is done with what it made"
 
 
 def test_the_same_input_gives_the_same_bytes(tokens: Path, tmp_path: Path) -> None:
@@ -187,6 +187,25 @@ def write_project(folder: Path, tokens: Path) -> Path:
     (folder / "dvc.yaml").write_text("stages: {}\n")
     shutil.copytree(tokens, folder / "artifacts" / "tokens")
     return with_options(folder)
+
+
+def test_an_outage_after_the_last_step_costs_no_training(
+    tokens: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "deepmoji")
+    project = stages.Project(write_project(tmp_path / "project", tokens))
+
+    def away(*_: object) -> None:
+        raise ServiceError("MLflow is away.")
+
+    with monkeypatch.context() as patch, pytest.raises(ServiceError):
+        patch.setattr("deepmoji.tracking.Run.artifacts", away)
+        stages.pretrain(project)
+    shutil.rmtree(project.artifacts / "pretrained")  # as DVC does before the second try
+    monkeypatch.setattr("deepmoji.training._run_epoch", None)
+    stages.pretrain(project)
+    assert (project.artifacts / "pretrained" / "config.json").is_file()
+    assert not list((project.state / "checkpoints").iterdir())
 
 
 def with_options(folder: Path, **options: Any) -> Path:

@@ -12,6 +12,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -165,7 +166,8 @@ def test_a_scheduled_run_completes(up: Up) -> None:
     before = path.read_text()
     content = yaml.safe_load(before)
     content["deployments"] = [entry for entry in content["deployments"] if entry["name"] == "pipeline"]
-    content["deployments"][0]["schedules"] = [{"interval": 8}]
+    soon = datetime.now(UTC) + timedelta(seconds=15)  # by when it is deployed; the next one is an hour later
+    content["deployments"][0]["schedules"] = [{"interval": 3600, "anchor_date": soon.isoformat()}]
     path.write_text(yaml.safe_dump(content))
     assert mini.run(up.root, *mini.FLOWS, "deploy").returncode == 0
     done = wait_for(lambda: up.run_in_state("pipeline", "COMPLETED", "FAILED", "CRASHED"))

@@ -39,13 +39,13 @@ def held(path: Path, holder: str, seconds: float | None = None, shared: bool = F
 
 
 @contextmanager
-def one_run(root: Path) -> Iterator[None]:
+def one_run(root: Path, seconds: float | None = None) -> Iterator[None]:
     """Whatever changes artifacts/ or data/ does it inside this.
 
     DeepMojiError when another run does not end, or a stage that a killed run left behind.
     """
-    with held(root / ".state" / "pipeline.lock", "Another run"):
-        with held(stage_lock(root), "A stage of a run that was killed"):
+    with held(root / ".state" / "pipeline.lock", "Another run", seconds):
+        with held(stage_lock(root), "A stage of a run that was killed", seconds):
             pass  # none is left over; from here on others are kept away
         yield
 
