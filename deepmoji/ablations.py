@@ -159,6 +159,8 @@ def _check(name: str, road: Road, methods: Sequence[str]) -> None:
     for method in methods if name == "no-attention" else ():
         if any("attention" in phase["train"] for phase in road.finetune["schedules"].get(method, ())):
             raise UsageError(f"The schedule {method!r} trains the attention that is left out: name other methods.")
+    if not road.pretrained.is_dir():
+        raise InputError(f"{road.pretrained} is not there, with which to compare: run `make run` first.")
     base = load_model(road.pretrained)
     _same_options(road.pretrained, base.metrics.get("options"), road.pretrain)
     if base.vocabulary.digest != read_meta(road.tokens / "train")["vocabulary"]:

@@ -133,7 +133,7 @@ def compare(
     A row has mean and std (over seeds), low and high (95 % of the resamples), and, where the method `reference` is
     among the entries, `against`: the reference's mean minus this one's, with its interval and p-value.
     `chosen` is method and mean of the fine-tune from the pretrained model with the best validation score, the first
-    of equals.
+    of equals, and `by_class` says of each class how it does.
     """
     classes = len(dataset.classes)
     for entry in entries:
@@ -179,8 +179,23 @@ def compare(
         "paper": dict(dataset.paper),
         "peers": dict(CATALOG[dataset.name].peers) if dataset.name in CATALOG else {},
         "chosen": {key: chosen[key] for key in ("method", "mean")} if chosen else None,
+        "by_class": next((by_class(dataset, e.runs) for e in entries if chosen and e.method == chosen["method"]), []),
         "rows": rows,
     }
+
+
+def by_class(dataset: Dataset, runs: Sequence[Predictions]) -> list[dict[str, Any]]:
+    """Of each class its name, its number of test texts, and precision, recall and F1, mean over the runs."""
+    from sklearn.metrics import precision_recall_fscore_support
+
+    ids = range(len(dataset.classes))
+    scores = [precision_recall_fscore_support(r.truth, r.decisions, labels=ids, zero_division=0) for r in runs]
+    columns = np.mean(np.array(scores, dtype=np.float64), axis=0)
+    keys = ("precision", "recall", "f1", "texts")
+    return [
+        {"class": name, **{key: _round(float(value)) for key, value in zip(keys, columns[:, k], strict=True)}}
+        for k, name in enumerate(dataset.classes)
+    ]
 
 
 def _baseline(name: str, dataset: Dataset, seeds: Sequence[int], table: Path, kept: Path | None) -> Entry:

@@ -302,6 +302,8 @@ def _texts(texts: Sequence[str], file: Path | None, column: str | None) -> Itera
 
 def _lines() -> Iterator[str]:
     """Lines of standard input, read as those of a file are: UTF-8 whatever the locale says."""
+    if sys.stdin.isatty():
+        click.echo("reading texts from the keyboard, one a line; Ctrl-D ends them", err=True)
     rows = rejects = 0
     for number, raw in enumerate(sys.stdin.buffer, 1):
         try:

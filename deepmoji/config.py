@@ -4,6 +4,7 @@
 arguments of its stage's function, so nothing is configured elsewhere.
 """
 
+import logging
 import os
 import shutil
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from pydantic_core import ErrorDetails
 
 from deepmoji.errors import UsageError
 from deepmoji.schedules import phases_for
+
+log = logging.getLogger(__name__)
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Dropout = Annotated[float, Field(ge=0, lt=1)]
@@ -246,6 +249,7 @@ def use_preset(project: Path, name: str, data: Path | None) -> Params:
     A relative `data` is meant from the working folder, and written as the project, which reads it, finds it.
     Results of the preset before leave `artifacts/`; DVC's cache keeps them, and the next `dvc repro` under
     that preset brings them back without computing. Ablations stay: no cache has them, and each knows its options.
+    A params.yaml that is no preset is kept as params.before.yaml.
     """
     source = project / "presets" / f"{name}.yaml"
     if not source.is_file():
@@ -263,6 +267,10 @@ def use_preset(project: Path, name: str, data: Path | None) -> Params:
     target = project / "params.yaml"
     if target.is_file() and target.read_text(encoding="utf-8") == text:
         return load_params(target)
+    if target.is_file() and not _is_preset(project, target):
+        before = target.with_name("params.before.yaml")
+        target.replace(before)
+        log.warning("%s had edits of its own: they are in %s now", target.name, before.name)
     beside = target.with_suffix(".tmp")
     beside.write_text(text, encoding="utf-8")
     beside.replace(target)
@@ -270,6 +278,15 @@ def use_preset(project: Path, name: str, data: Path | None) -> Params:
         if path.name != "ablations":
             shutil.rmtree(path, ignore_errors=True)
     return load_params(target)
+
+
+def _is_preset(project: Path, params: Path) -> bool:
+    """Whether that file is one of presets/ but for the folder of the data, so that nothing is lost with it."""
+
+    def lines(path: Path) -> list[str]:
+        return [line for line in path.read_text(encoding="utf-8").splitlines() if not line.startswith("data:")]
+
+    return any(lines(path) == lines(params) for path in (project / "presets").glob("*.yaml"))
 
 
 def yaml_string(text: str) -> str:

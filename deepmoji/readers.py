@@ -33,7 +33,9 @@ def list_files(source: Path) -> list[Path]:
     InputError when there is nothing there, or nothing of a known kind.
     """
     if not source.exists():
-        raise InputError(f"{source} is not there: name an existing file or folder with texts.")
+        raise InputError(
+            f"{source} is not there: name a file or folder with texts, or write the sample (`deepmoji sample`)."
+        )
     if source.is_file():
         if kind_of(source) is None:
             raise InputError(f"{source} is of no known kind: it should end in {_known()}.")

@@ -411,6 +411,8 @@ def _resolve(path_or_uri: str | Path, root: Path | None) -> tuple[Path, str]:
     if text == STARTER:
         return starter_folder(), STARTER
     if not text.startswith("models:"):
+        if not Path(path_or_uri).exists():
+            raise InputError(f"There is no model {text}: name {STARTER}, a model folder or models:/NAME/VERSION.")
         return Path(path_or_uri), text
     parts = _URI.fullmatch(text)
     if parts is None:

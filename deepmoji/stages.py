@@ -218,7 +218,7 @@ def finetune(project: Project, dataset: str, method: str) -> Numbers:
     import torch
 
     from deepmoji import finetuning
-    from deepmoji.datasets import load_dataset
+    from deepmoji.datasets import CATALOG, load_dataset
 
     # Batches of 64 short texts gain little from a second core; the flow runs one fine-tune per core instead, and
     # the numbers do not depend on how many cores there are.
@@ -226,8 +226,9 @@ def finetune(project: Project, dataset: str, method: str) -> Numbers:
     options = project.params.section("finetune")
     del options["methods"]
     if dataset not in project.params.datasets.names:
+        known = " (a known set: add it to datasets.names)" if dataset in CATALOG else ""
         raise UsageError(
-            f"There is no dataset {dataset!r} in params.yaml: choose one of {project.params.datasets.names}."
+            f"There is no dataset {dataset!r} in params.yaml{known}: choose one of {project.params.datasets.names}."
         )
     table = project.artifacts / "datasets" / f"{dataset}.parquet"
     out = project.artifacts / "finetuned" / dataset / method

@@ -38,7 +38,9 @@ def read_facts(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise InputError(f"{path} is missing, so that stage did not finish: run it again.") from None
+        raise InputError(
+            f"{path} is missing, so the stage that writes it did not finish: run it first (`dvc repro` does)."
+        ) from None
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read ({error}): run the stage that writes it again.") from None
 

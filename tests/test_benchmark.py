@@ -248,7 +248,7 @@ def test_what_this_project_measured_is_not_called_published(tmp_path: Path) -> N
     for name, figure in CATALOG["SS-Twitter"].peers.items():
         (line,) = [line for line in text.splitlines() if name in line]
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        assert cells == [f"measured before: {name}", f"{figure:.3f}", "", "", "", "", ""]
+        assert cells == [f"measured before: {name}", f"{figure:.3f}", "", "", ""]
     assert "| published: 2017 best " in text
 
 
@@ -342,11 +342,26 @@ def test_tables_of_the_report_are_rectangular(folders: tuple[Path, Path], tmp_pa
     benchmark(*folders, tmp_path / "out", **SETTINGS)
     tables = (tmp_path / "out" / "report.md").read_text(encoding="utf-8").split("\n\n")
     tables = [part for part in tables if part.startswith("|")]
-    assert len(tables) == 4
+    assert len(tables) == 6  # all sets, wins, and of each set methods and classes
     for table in tables:
         lines = table.split("\n")
         assert len({line.count("|") for line in lines}) == 1
         assert len({len(line) for line in lines}) == 1
+
+
+def test_classes_are_told_apart_and_empty_columns_left_out(tmp_path: Path) -> None:
+    dataset = replace(make_dataset("own", rows=60), paper={})
+    save_dataset(dataset, tmp_path / "datasets" / "own.parquet")
+    write_finetuned(tmp_path / "finetuned", dataset, "last", 1.0)
+    benchmark(tmp_path / "datasets", tmp_path / "finetuned", tmp_path / "out", **{**SETTINGS, "baselines": []})
+    text = (tmp_path / "out" / "report.md").read_text(encoding="utf-8")
+    test = dataset.labels[dataset.splits == "test"]
+    for k, name in enumerate(dataset.classes):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name} ")]
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        assert cells == [name, str((test == k).sum()), "1.000", "1.000", "1.000"]
+    assert f"With {len(test)} test texts a score says little" in text
+    assert "paper" not in text.lower() and "published" not in text and "Is chain-thaw better?" not in text
 
 
 def test_same_input_same_bytes(folders: tuple[Path, Path], tmp_path: Path) -> None:

@@ -174,6 +174,17 @@ def test_what_cannot_train_is_refused_before_the_first_stage(project: Path) -> N
         load_params(project / "params.yaml")
 
 
+def test_edits_are_kept_beside_a_preset(project: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    use_preset(project, "laptop", tmp_path)
+    use_preset(project, "sample", None)
+    kept = project / "params.before.yaml"
+    assert not kept.exists(), "a preset with another data folder has no edits"
+    change(project, "pretrain", epochs=77)
+    use_preset(project, "laptop", tmp_path)
+    assert yaml.safe_load(kept.read_text())["pretrain"]["epochs"] == 77
+    assert str(kept) in caplog.text
+
+
 def test_a_preset_waits_for_no_run(project: Path) -> None:
     before = (project / "params.yaml").read_bytes()
     with one_run(project):
