@@ -330,7 +330,7 @@ def test_a_service_without_a_project_loads_from_the_named_registry(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", tracking.tracking_uri(root))
     expected = deepmoji.load(root / "tiny").probabilities(TEXTS)
     np.testing.assert_array_equal(deepmoji.load(uri).probabilities(TEXTS), expected)
-    assert registry.default_model(registry.home()) == "starter", "nobody is champion there"
+    assert registry.default_model(registry.home()) == registry.default_model(root)
     assert list((tmp_path / "cache").iterdir()) == [registry.home()]
     monkeypatch.setenv("DEEPMOJI_PROJECT", str(tmp_path))
     with pytest.raises(UsageError, match="not inside a DeepMoji project"):
