@@ -4,7 +4,6 @@ A model folder holds model.safetensors, config.json, vocabulary.json, labels.jso
 A training state is one safetensors file whose header carries the JSON, so that one rename makes it valid.
 """
 
-import hashlib
 import json
 import os
 import shutil
@@ -81,15 +80,6 @@ def save_model(
         raise TrainingError(
             f"The model folder {folder} cannot be written ({reason(error)}): free space or choose another folder."
         ) from None
-
-
-def digest(folder: Path) -> str:
-    """Of the weights and words of a model folder, 16 hex digits."""
-    total = hashlib.sha256()
-    for name in ("model.safetensors", "vocabulary.json"):
-        with (folder / name).open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:16]
 
 
 def check_place(folder: Path) -> None:

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import ErrorDetails
 
 from deepmoji.errors import UsageError
-from deepmoji.schedules import phases_for
+from deepmoji.schedules import PHASE_OPTIONS, phases_for
 
 log = logging.getLogger(__name__)
 
@@ -146,8 +146,7 @@ class FinetuneParams(Section):
         taken = [name for name in self.schedules if name in get_args(Baseline)]
         if taken:
             raise ValueError(f"the schedule {taken[0]!r} has the name of a baseline: give it another name")
-        keys = ("learning_rate", "finetune_rate", "epochs", "patience", "epoch_size", "schedules")
-        options = {key: value for key, value in self.model_dump().items() if key in keys}
+        options = {key: value for key, value in self.model_dump().items() if key in PHASE_OPTIONS}
         for method in (*self.methods, *self.schedules):
             try:
                 phases_for(method, **options)

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from deepmoji.batches import label_groups
 from deepmoji.cards import finetuned_card
-from deepmoji.checkpoints import ModelFolder, check_place, digest, load_model, save_model
+from deepmoji.checkpoints import ModelFolder, check_place, load_model, save_model
 from deepmoji.datasets import Dataset, fingerprint
 from deepmoji.errors import UsageError
 from deepmoji.model import DeepMoji, Task, probabilities
 from deepmoji.phases import LAYERS, Phase
 from deepmoji.predictions import Judged, judge, rows_of, write_predictions
 from deepmoji.probe import solve_output
-from deepmoji.schedules import METHODS, phases_for, trains_embedding
+from deepmoji.provenance import digest
+from deepmoji.schedules import METHODS, PHASE_OPTIONS, phases_for, trains_embedding
 from deepmoji.tokens import Examples, encode_examples
 from deepmoji.training import fit, predict_logits
 from deepmoji.vocabulary import Vocabulary, count_words, most_frequent
@@ -183,8 +184,7 @@ def finetune(
 
 def check(pretrained: Path, method: str, options: Mapping[str, Any]) -> None:
     """What `finetune` would refuse of these options before it trains. UsageError, InputError."""
-    keys = ("learning_rate", "finetune_rate", "epochs", "patience", "epoch_size", "schedules")
-    phases_for(method, **{key: options[key] for key in keys})
+    phases_for(method, **{key: options[key] for key in PHASE_OPTIONS})
     load_model(pretrained)
 
 

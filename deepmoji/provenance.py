@@ -39,6 +39,17 @@ def provenance(root: Path) -> dict[str, str]:
     }
 
 
+def digest(path: Path) -> str:
+    """SHA-256 over the names and bytes of a file or of everything below a folder, first 16 hex digits."""
+    total = hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            total.update(str(file.relative_to(path)).encode())
+            with file.open("rb") as stream:
+                total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()[:16]
+
+
 def code_digest(*modules: str) -> str:
     """SHA-256 over the Python files of this package, or over those that `modules` run, first 16 hex digits."""
     files = [PACKAGE / f"{name}.py" for name in code_of(*modules)] if modules else PACKAGE.rglob("*.py")

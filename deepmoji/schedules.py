@@ -7,6 +7,7 @@ from deepmoji.errors import UsageError
 from deepmoji.phases import LAYERS, Phase
 
 METHODS = ("new", "last", "full", "chain-thaw", "probe", "probe-thaw")
+PHASE_OPTIONS = ("learning_rate", "finetune_rate", "epochs", "patience", "epoch_size", "schedules")  # of phases_for
 PHASE_KEYS = ("train", "solve", "learning_rate", "decay", "epochs", "patience", "epoch_size")
 
 

@@ -19,6 +19,7 @@ from filelock import FileLock, Timeout
 from deepmoji import tracking
 from deepmoji.config import Params, load_params
 from deepmoji.errors import DeepMojiError, ServiceError, UsageError, ValidationFailed
+from deepmoji.provenance import digest
 
 if TYPE_CHECKING:
     from deepmoji.shards import MapShards
@@ -68,17 +69,6 @@ def flatten(value: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
         else:
             flat[f"{prefix}{key}"] = float(item)
     return flat
-
-
-def digest(path: Path) -> str:
-    """SHA-256 over the names and bytes of a file or of everything below a folder, first 16 hex digits."""
-    total = hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            total.update(str(file.relative_to(path)).encode())
-            with file.open("rb") as stream:
-                total.update(hashlib.file_digest(stream, "sha256").digest())
-    return total.hexdigest()[:16]
 
 
 @contextmanager

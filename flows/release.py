@@ -13,6 +13,7 @@ from prefect.runtime import flow_run
 from deepmoji import registry, stages
 from deepmoji.errors import InputError, RegistryError
 from deepmoji.lock import one_run
+from deepmoji.provenance import digest
 from deepmoji.sample import SOURCES
 from flows.environment import project_of
 from flows.notify import tell
@@ -91,8 +92,8 @@ def challenger_tags(project: Path) -> dict[str, str]:
     artifacts = project / "artifacts"
     sources = {entry["source"] for entry in read_facts(artifacts / "corpus" / "funnel.json")["sources"]}
     return {
-        "model_digest": stages.digest(artifacts / "pretrained"),
-        "data": stages.digest(artifacts / "corpus"),
+        "model_digest": digest(artifacts / "pretrained"),
+        "data": digest(artifacts / "corpus"),
         "preset": stages.Project(project).params.preset,
         "synthetic": "yes" if sources <= set(SOURCES) else "no",
     }
