@@ -138,6 +138,14 @@ def quiet_mlflow() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
+def load() -> None:
+    """Import what records runs and registers models: seconds that a flow spends while its stages work."""
+    quiet_mlflow()
+    for name in ("mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "torch"):
+        import_module(name)
+    quiet_mlflow()
+
+
 def client(uri: str) -> "MlflowClient":
     """A client that talks to `uri` whatever MLflow's global settings say."""
     quiet_mlflow()

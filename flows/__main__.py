@@ -5,7 +5,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import click
@@ -13,8 +13,12 @@ import click
 from deepmoji.config import find_project, load_params, use_preset
 from deepmoji.errors import DeepMojiError, ServiceError, UsageError, describe
 from deepmoji.lock import one_run
+from flows import temporary
 from flows.environment import enter
 from flows.warm import warm
+
+ANSWER_SECONDS = 20
+START_SECONDS = 180  # of a temporary server that has its database still to make, on a machine under load
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -45,13 +49,12 @@ def pipeline(context: click.Context, preset: str | None, data: Path | None, prom
         params = load_params(root / "params.yaml")
         if params.data == "data" and not (root / "data").exists():
             write_data(root)
-    # It gets ready while Prefect does, unless that runs already.
-    with warm(ahead="PREFECT_API_URL" not in os.environ):
+    ahead = "PREFECT_API_URL" not in os.environ  # there is time to load modules while a server of Prefect's starts
+    with asking_prefect(serve=True), warm(ahead):
         from flows.pipeline import pipeline as pipeline_flow
         from flows.summary import last_screen
 
-        with asking_prefect():
-            results = pipeline_flow(str(root), promote)
+        results = pipeline_flow(str(root), promote)
     click.echo(last_screen(root, results, time.monotonic() - started))
 
 
@@ -71,12 +74,12 @@ def write_data(root: Path) -> None:
 def benchmark(root: Path) -> None:
     """Fine-tunes and baselines side by side, from the pretrained model that is there; nothing is released."""
     started = time.monotonic()
-    with warm(ahead="PREFECT_API_URL" not in os.environ):
+    ahead = "PREFECT_API_URL" not in os.environ
+    with asking_prefect(serve=True), warm(ahead):
         from flows.pipeline import benchmark as benchmark_flow
         from flows.summary import benchmark_screen
 
-        with asking_prefect():
-            results = benchmark_flow(str(root))
+        results = benchmark_flow(str(root))
     click.echo(benchmark_screen(root, results, time.monotonic() - started))
 
 
@@ -85,12 +88,13 @@ def benchmark(root: Path) -> None:
 @click.pass_obj
 def release(root: Path, approve: bool) -> None:
     """Register what artifacts/ holds, and promote it if it passes the gates."""
-    from flows.deployments import need_server
-    from flows.release import release as release_flow
-
     if approve:
+        from flows.deployments import need_server
+
         need_server()  # the temporary one of this process would hear of no approval
-    with asking_prefect():
+    with asking_prefect(serve=True):
+        from flows.release import release as release_flow
+
         version = release_flow(str(root), approve)
     click.echo(version)
 
@@ -101,9 +105,9 @@ def release(root: Path, approve: bool) -> None:
 @click.pass_obj
 def refresh(root: Path, new: Path, promote: bool) -> None:
     """Compare the tweets of NEW (a file or folder) with the corpus, take them in, retrain if they differ too much."""
-    from flows.refresh import refresh as refresh_flow
+    with asking_prefect(serve=True):
+        from flows.refresh import refresh as refresh_flow
 
-    with asking_prefect():
         results = refresh_flow(str(new.resolve()), str(root), promote)
     report = root / "artifacts" / "drift" / "validation.html"
     click.echo(
@@ -123,9 +127,11 @@ def refresh(root: Path, new: Path, promote: bool) -> None:
 @click.pass_obj
 def shards(root: Path, stage: str, runner: str) -> None:
     """One stage with its shards as Prefect tasks, here or on a cluster that sees the project's folder."""
-    from flows.shards import run_stage
+    # Workers of a cluster would not reach a server that listens on loopback: `run_stage` asks for another.
+    with asking_prefect(serve=runner in ("processes", "dask")):
+        from flows.shards import run_stage
 
-    numbers = run_stage(root, stage, runner)
+        numbers = run_stage(root, stage, runner)
     click.echo(f"{stage} is done, its numbers are in artifacts/metrics/{stage}.json ({len(numbers)} entries)")
 
 
@@ -205,24 +211,39 @@ def spare_traceback(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def asking_prefect() -> Iterator[None]:
-    """Turn a Prefect server that does not answer, before or during a flow, into one ServiceError sentence."""
-    import httpx
-    from prefect.settings import PREFECT_API_URL
+def asking_prefect(serve: bool = False) -> Iterator[None]:
+    """Turn a Prefect server that does not answer, before or during a flow, into one ServiceError sentence.
 
-    for name in ("prefect.flow_runs", "prefect.task_runs"):
-        logging.getLogger(name).addFilter(spare_traceback)
-    url = PREFECT_API_URL.value()
-    try:
-        if url:  # else Prefect starts a temporary server of its own
-            httpx.get(f"{url.rstrip('/')}/health", timeout=20)
-        yield
-    except (httpx.TransportError, httpx.HTTPStatusError, httpx.InvalidURL) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise ServiceError(
-            f"The Prefect server at {url or 'its temporary address'} does not answer ({reason}): see that it runs, or "
-            "unset PREFECT_API_URL to use a temporary one."
-        ) from error
+    serve: start a temporary server where none is named. Flows are imported within the block, while it gets ready.
+    """
+    with ExitStack() as stack:
+        own, end = temporary.start() if serve and not os.environ.get("PREFECT_API_URL") else ("", None)
+        import httpx
+        from prefect.settings import (
+            PREFECT_API_REQUEST_TIMEOUT,
+            PREFECT_API_URL,
+            PREFECT_UI_URL,
+            temporary_settings,
+        )
+
+        for name in ("prefect.flow_runs", "prefect.task_runs"):
+            logging.getLogger(name).addFilter(spare_traceback)
+        if end and PREFECT_API_URL.value():
+            end()  # a profile of Prefect's names one
+        elif own:  # the first request waits until it is ready
+            settings = {PREFECT_API_URL: own, PREFECT_UI_URL: "", PREFECT_API_REQUEST_TIMEOUT: START_SECONDS}
+            stack.enter_context(temporary_settings(settings))
+        url = PREFECT_API_URL.value()
+        try:
+            if url and url != own:
+                httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS)
+            yield
+        except (httpx.TransportError, httpx.HTTPStatusError, httpx.InvalidURL) as error:
+            reason = " ".join(str(error).split())[:300]
+            raise ServiceError(
+                f"The Prefect server at {url or 'its temporary address'} does not answer ({reason}): see that it runs, "
+                "or unset PREFECT_API_URL to use a temporary one."
+            ) from error
 
 
 def main() -> None:

@@ -27,6 +27,7 @@ from prefect.runtime import flow_run
 from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 from prefect.tasks import exponential_backoff
 
+from deepmoji import tracking
 from deepmoji.cli import TEMPORARY
 from deepmoji.config import load_params
 from deepmoji.errors import DeepMojiError
@@ -250,6 +251,8 @@ def pipeline(root: str | None = None, promote: bool = True) -> list[StageResult]
     """Every stage in order, then the release gate. Without `root`, of the project that the worker stands in."""
     project = project_of(root)
     with one_run(project):
+        if promote:
+            threading.Thread(target=tracking.load, daemon=True).start()
         results = run_road(project)
         if promote:
             release(str(project))

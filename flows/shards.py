@@ -7,8 +7,7 @@ written does not depend on it, so DVC is told that the stage is done and `make r
 
 import os
 import subprocess
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,7 +15,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 from prefect import flow, task
 from prefect.cache_policies import NO_CACHE
-from prefect.settings import PREFECT_API_URL, temporary_settings
+from prefect.settings import PREFECT_API_URL
 from prefect.task_runners import ProcessPoolTaskRunner, TaskRunner
 
 from deepmoji import stages
@@ -72,28 +71,11 @@ def task_runner(runner: str, workers: int) -> TaskRunner[Any]:
     return DaskTaskRunner(address=runner)
 
 
-@contextmanager
-def server_for(runner: str) -> Iterator[None]:
-    """Dask workers here would each start a Prefect server of their own; one for all, where none is set."""
-    if runner != "dask" or PREFECT_API_URL.value():
-        yield
-        return
-    from prefect.server.api.server import SubprocessASGIServer
-
-    server = SubprocessASGIServer()
-    server.start()
-    try:
-        with temporary_settings({PREFECT_API_URL: server.api_url}):
-            yield
-    finally:
-        server.stop()
-
-
 def run_stage(root: Path, stage: str, runner: str) -> stages.Numbers:
     """Run `ingest` or `tokenize` over shards, as `dvc repro` would have left it; returns the stage's numbers."""
     project = stages.Project(root)
     workers = int(project.params.section(stage)["workers"])
-    with one_run(project.root), server_for(runner):
+    with one_run(project.root):
         flow_here = shards.with_options(task_runner=task_runner(runner, workers))
         numbers: stages.Numbers = flow_here(str(project.root), stage)
         _tell_dvc(project.root, stage)

@@ -1,42 +1,42 @@
 """Stages without the seconds that imports take: commands forked from a process that has the heavy modules loaded.
 
-DVC starts a `deepmoji` for every stage, and each spends some five seconds on torch and MLflow. During a flow a
-`deepmoji` of this module stands first on PATH. It hands its arguments, environment and open files to a server that
-forks, and waits for the exit code. Only other people's modules are loaded before the fork: the project's own code is
-read by every command, as always. The command ends when the one who called it does, and where no server answers the
-real `deepmoji` runs. Standard library only, since the caller has to start at once.
+A flow starts a `dvc` for every stage and that a `deepmoji`, and they would spend some five seconds on MLflow, torch and
+the like. During a flow a `dvc` and a `deepmoji` of this module stand first on PATH. They hand their arguments,
+environment and open files to a server that forks, and wait for the exit code. Only other people's modules are loaded
+before the fork: the project's own code is read by every command, as always. The command ends when the one who called
+it does, and where no server answers the real one runs. Standard library only, since the caller has to start at once.
 """
 
 import importlib
 import json
+import logging
 import multiprocessing
 import os
 import random
 import shlex
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from functools import cache
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-# What the stages import of others, the slow ones.
+PROGRAMS = ("dvc", "deepmoji")
+# What they import of others, the slow ones: all of them, then what the stages need along the road.
 LOADED = (
-    "mlflow",
-    "mlflow.store.tracking.sqlalchemy_store",
-    "numpy",
-    "pandas",
-    "pyarrow.parquet",
-    "sklearn.linear_model",
-    "sklearn.metrics",
-    "torch.optim",
+    ("dvc.repo", "dvc.commands.repro", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "numpy", "pandas"),
+    ("great_expectations",),
+    ("torch.optim", "sklearn.linear_model", "sklearn.metrics"),
 )
+NEEDED = {"validate": 1, "tokenize": 1, "pretrain": 2, "finetune": 2, "benchmark": 2}  # the last of those parts
+PAUSE_SECONDS = 0.3  # without a call, before more is loaded: it keeps the next one waiting
+Request = dict[str, Any]
 SOCKET = "DEEPMOJI_WARM"
 ENDED = 143  # what a shell says of a command that SIGTERM ended
 HEADER = 8
@@ -45,9 +45,10 @@ TAKEN = b"+"  # what a caller is told first; one that is not told it runs the re
 
 @contextmanager
 def warm(ahead: bool = False) -> Iterator[None]:
-    """Put the quick `deepmoji` first on this process's PATH until the block ends; nothing where forks are unsafe.
+    """Put the quick commands first on this process's PATH until the block ends; nothing where forks are unsafe.
 
-    The modules are loaded for the first command, or with `ahead` at once, where something else takes time meanwhile.
+    What all of them import is loaded for the first, or with `ahead` at once, where something else takes time meanwhile;
+    and what the stages after this one import while this one works.
     """
     if sys.platform != "linux":
         yield
@@ -64,9 +65,11 @@ def warm(ahead: bool = False) -> Iterator[None]:
         address = str(Path(name) / "socket")
         listener.bind(address)
         listener.listen(64)
-        quick = Path(name) / "deepmoji"
-        quick.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -IS {shlex.quote(__file__)} "$@"\n')
-        quick.chmod(0o700)
+        for program in PROGRAMS:
+            quick = Path(name) / program
+            caller = f"{shlex.quote(sys.executable)} -IS {shlex.quote(__file__)} {program}"
+            quick.write_text(f'#!/bin/sh\nexec {caller} "$@"\n')
+            quick.chmod(0o700)
         # -P: modules come from where the real command finds them. A session of its own: Ctrl-C is the flow's.
         command = [sys.executable, "-P", __file__, "--serve", str(listener.fileno()), *(["--ahead"] if ahead else [])]
         before = os.environ["PATH"]
@@ -90,39 +93,64 @@ def warm(ahead: bool = False) -> Iterator[None]:
 def serve(listener: socket.socket, ahead: bool) -> None:
     """Fork a process for every caller until this process's own input ends."""
     if ahead:
-        load()
+        load(LOADED[0])
     context = multiprocessing.get_context("fork")
+    upcoming: list[str] = []  # what the stages after the last one import
     while True:
         # Asking for the children buries those that are done.
-        ready = wait([listener, sys.stdin.fileno(), *(child.sentinel for child in multiprocessing.active_children())])
+        watched = [listener, sys.stdin.fileno(), *(child.sentinel for child in multiprocessing.active_children())]
+        ready = wait(watched, timeout=PAUSE_SECONDS if upcoming else None)
         if sys.stdin.fileno() in ready:
             os._exit(0)  # a command that still runs belongs to its caller
         if listener in ready:
             connection, _ = listener.accept()
-            load()
-            context.Process(target=answer, args=(connection,)).start()
-            connection.close()
+            with connection:
+                request = hear(connection)
+                if request is None:
+                    continue
+                load(LOADED[0])
+                if request["program"] == "deepmoji":
+                    part = NEEDED.get(next(iter(request["arguments"]), ""), 0)
+                    load(LOADED[part])
+                    upcoming = [name for names in LOADED[part + 1 :] for name in names if name not in sys.modules]
+                context.Process(target=answer, args=(connection, request)).start()
+                for file in request["files"]:
+                    os.close(file)
+        elif upcoming and not ready:
+            load([upcoming.pop(0)])
 
 
-@cache
-def load() -> None:
-    """Import what takes long, once. What cannot be imported is left to the command to report."""
-    for name in LOADED:
+def hear(connection: socket.socket) -> Request | None:
+    """What a caller asks for, with the open files it hands on; None if it is gone meanwhile."""
+    files: list[int] = []
+    try:
+        header, files, _, _ = socket.recv_fds(connection, HEADER, 3)
+        with connection.makefile("rb") as stream:
+            request: Request = json.loads(stream.read(int.from_bytes(header)))
+    except (OSError, ValueError):
+        for file in files:
+            os.close(file)
+        return None
+    return request | {"files": files}
+
+
+def load(names: Iterable[str]) -> None:
+    """Import what takes long. What cannot be imported is left to the command to report."""
+    for name in names:
+        if name in sys.modules:
+            continue
         with suppress(Exception):
             importlib.import_module(name)
-    with suppress(Exception):
-        torch: Any = sys.modules["torch"]
-        torch.optim.SGD([torch.zeros(1)])  # the first optimiser imports a good second's worth of torch
+            if name == "torch.optim":
+                torch: Any = sys.modules["torch"]
+                torch.optim.SGD([torch.zeros(1)])  # the first optimiser imports a good second's worth of torch
 
 
-def answer(connection: socket.socket) -> None:
+def answer(connection: socket.socket, request: Request) -> None:
     """In the forked process: be the command that the caller asked for, and tell it the exit code."""
-    header, files, _, _ = socket.recv_fds(connection, HEADER, 3)
-    if len(header) < HEADER:
-        return  # the caller is gone already
-    request = json.loads(connection.makefile("rb").read(int.from_bytes(header)))
+    os.setsid()  # so that it ends with all that it started
     connection.sendall(TAKEN)
-    for place, file in enumerate(files):
+    for place, file in enumerate(request["files"]):
         os.dup2(file, place)
         os.close(file)
     # Made anew: those of the server believe in its own files, which may be of another kind.
@@ -134,13 +162,10 @@ def answer(connection: socket.socket) -> None:
     os.environ.update(request["environment"])
     random.seed()
     threading.Thread(target=_end_with_caller, args=(connection,), daemon=True).start()
-    sys.argv = ["deepmoji", *request["arguments"]]
+    sys.argv = [request["program"], *request["arguments"]]
     code = 1
     try:
-        from deepmoji.cli import main
-
-        main(request["arguments"])
-        code = 0
+        code = command(request["program"])(request["arguments"]) or 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception:
@@ -152,15 +177,31 @@ def answer(connection: socket.socket) -> None:
             connection.sendall(bytes([code & 255]))
 
 
+def command(program: str) -> Callable[[list[str]], int | None]:
+    """The function that is the program."""
+    if program == "dvc":
+        from dvc.cli import main as dvc
+        from dvc.logger import setup
+
+        for name in ("dvc", "dvc_data", "dvc_objects"):
+            logging.getLogger(name).handlers.clear()  # they write to the server's files
+        setup()
+        return dvc  # type: ignore[no-any-return]  # DVC has no types
+    from deepmoji.cli import main as deepmoji
+
+    return deepmoji
+
+
 def search_path(path: list[str], own: str, wanted: str) -> list[str]:
     """Where a process finds modules that was started with the PYTHONPATH `own`, had it been `wanted`."""
     rest = [place for place in path if place not in own.split(os.pathsep)]
     return [*filter(None, wanted.split(os.pathsep)), *rest]
 
 
-def call(address: str, arguments: list[str]) -> int | None:
+def call(address: str, program: str, arguments: list[str]) -> int | None:
     """Run a command at the server of that address; its exit code, or None where none answers."""
-    message = json.dumps({"folder": str(Path.cwd()), "environment": dict(os.environ), "arguments": arguments}).encode()
+    request = {"program": program, "arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+    message = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as connection:
         try:
             connection.connect(address)
@@ -172,13 +213,14 @@ def call(address: str, arguments: list[str]) -> int | None:
             return None
         code = connection.recv(1)
     if not code:
-        print(f"error: `deepmoji {' '.join(arguments)}` was killed, often for want of memory.", file=sys.stderr)
+        print(f"error: `{program} {' '.join(arguments)}` was killed, often for want of memory.", file=sys.stderr)
     return code[0] if code else ENDED
 
 
 def _end_with_caller(connection: socket.socket) -> None:
     with suppress(OSError):
         connection.recv(1)  # nothing more is sent: this returns when the caller is gone
+    os.killpg(0, signal.SIGTERM)  # this process's own session
     os._exit(ENDED)
 
 
@@ -186,11 +228,12 @@ def main() -> None:
     if sys.argv[1:2] == ["--serve"]:
         serve(socket.socket(fileno=int(sys.argv[2])), "--ahead" in sys.argv)
     address = os.environ[SOCKET]
-    code = call(address, sys.argv[1:])
+    program, *arguments = sys.argv[1:]
+    code = call(address, program, arguments)
     if code is None:
         rest = [part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != Path(address).parent]
         os.environ["PATH"] = os.pathsep.join(rest)
-        os.execvp("deepmoji", ["deepmoji", *sys.argv[1:]])
+        os.execvp(program, [program, *arguments])
     sys.exit(code)
 
 
