@@ -141,7 +141,7 @@ def quiet_mlflow() -> None:
 def load() -> None:
     """Import what records runs and registers models: seconds that a flow spends while its stages work."""
     quiet_mlflow()
-    for name in ("mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store", "torch"):
+    for name in ("mlflow.pyfunc", "mlflow.store.tracking.sqlalchemy_store"):
         import_module(name)
     quiet_mlflow()
 

@@ -1,8 +1,8 @@
-"""Stages without the seconds that imports take: commands forked from a process that has the heavy modules loaded.
+"""Stages without the seconds that imports take: commands forked from processes that have the heavy modules loaded.
 
 A flow starts a `dvc` for every stage and that a `deepmoji`, and they would spend some five seconds on MLflow, torch and
 the like. During a flow a `dvc` and a `deepmoji` of this module stand first on PATH. They hand their arguments,
-environment and open files to a server that forks, and wait for the exit code. Only other people's modules are loaded
+environment and open files to servers that fork, and wait for the exit code. Only other people's modules are loaded
 before the fork: the project's own code is read by every command, as always. The command ends when the one who called
 it does, and where no server answers the real one runs. Standard library only, since the caller has to start at once.
 """
@@ -22,22 +22,24 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
 
-PROGRAMS = ("dvc", "deepmoji")
-# What they import of others, the slow ones: all of them, then what the stages need along the road.
-LOADED = (
-    ("dvc.repo", "dvc.commands.repro", "mlflow", "mlflow.store.tracking.sqlalchemy_store", "numpy", "pandas"),
-    ("great_expectations",),
-    ("torch.optim", "sklearn.linear_model", "sklearn.metrics"),
-)
+# What the programs import of others, the slow ones: first what is always needed, then what stages need along the road.
+LOADED = {
+    "dvc": (("dvc.repo", "dvc.commands.repro"),),
+    "deepmoji": (
+        ("mlflow", "mlflow.store.tracking.sqlalchemy_store", "numpy", "pandas", "pyarrow.parquet"),
+        ("great_expectations",),
+        ("torch.optim", "sklearn.linear_model", "sklearn.metrics"),
+    ),
+}
 NEEDED = {"validate": 1, "tokenize": 1, "pretrain": 2, "finetune": 2, "benchmark": 2}  # the last of those parts
 PAUSE_SECONDS = 0.3  # without a call, before more is loaded: it keeps the next one waiting
 Request = dict[str, Any]
-SOCKET = "DEEPMOJI_WARM"
+FOLDER = "DEEPMOJI_WARM"  # of the quick commands and the sockets of their servers
 ENDED = 143  # what a shell says of a command that SIGTERM ended
 HEADER = 8
 TAKEN = b"+"  # what a caller is told first; one that is not told it runs the real command
@@ -53,47 +55,56 @@ def warm(ahead: bool = False) -> Iterator[None]:
     if sys.platform != "linux":
         yield
         return
-    if SOCKET in os.environ:  # there already, but others may stand before it by now
-        before = os.environ["PATH"]
-        os.environ["PATH"] = os.pathsep.join([str(Path(os.environ[SOCKET]).parent), before])
+    before = os.environ["PATH"]
+    if FOLDER in os.environ:  # there already, but others may stand before it by now
+        os.environ["PATH"] = os.pathsep.join([os.environ[FOLDER], before])
         try:
             yield
         finally:
             os.environ["PATH"] = before
         return
-    with tempfile.TemporaryDirectory(prefix="deepmoji-") as name, socket.socket(socket.AF_UNIX) as listener:
-        address = str(Path(name) / "socket")
-        listener.bind(address)
+    with tempfile.TemporaryDirectory(prefix="deepmoji-") as name, ExitStack() as servers:
+        for program in LOADED:
+            servers.enter_context(_server(Path(name), program, ahead))
+        os.environ |= {"PATH": os.pathsep.join([name, before]), FOLDER: name}
+        try:
+            yield
+        finally:
+            os.environ["PATH"] = before
+            del os.environ[FOLDER]
+    # Popen closed the servers' input, which is how they learn that the flow is over.
+
+
+def _server(folder: Path, program: str, ahead: bool) -> "subprocess.Popen[bytes]":
+    """Write the quick command, and start the server that it calls: one for each, so that a DVC stays small."""
+    quick = folder / program
+    caller = shlex.join([sys.executable, "-IS", __file__, "--call", str(folder), program])
+    quick.write_text(f'#!/bin/sh\nexec {caller} "$@"\n')
+    quick.chmod(0o700)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(_address(folder, program))
         listener.listen(64)
-        for program in PROGRAMS:
-            quick = Path(name) / program
-            caller = f"{shlex.quote(sys.executable)} -IS {shlex.quote(__file__)} {program}"
-            quick.write_text(f'#!/bin/sh\nexec {caller} "$@"\n')
-            quick.chmod(0o700)
         # -P: modules come from where the real command finds them. A session of its own: Ctrl-C is the flow's.
-        command = [sys.executable, "-P", __file__, "--serve", str(listener.fileno()), *(["--ahead"] if ahead else [])]
-        before = os.environ["PATH"]
-        with subprocess.Popen(
-            command,
+        options = ["--serve", program, str(listener.fileno()), *(["--ahead"] if ahead else [])]
+        return subprocess.Popen(
+            [sys.executable, "-P", __file__, *options],
             stdin=subprocess.PIPE,
             env={"GOMP_SPINCOUNT": "3000"} | os.environ,
             pass_fds=[listener.fileno()],
             start_new_session=True,
-        ):
-            listener.close()  # the server's alone: were it killed, callers would else wait for nobody
-            os.environ |= {"PATH": os.pathsep.join([name, before]), SOCKET: address}
-            try:
-                yield
-            finally:
-                os.environ["PATH"] = before
-                del os.environ[SOCKET]
-        # Popen closed the server's input, which is how it learns that the flow is over.
+        )
+    # The listener is the server's alone now: were it killed, callers would else wait for nobody.
 
 
-def serve(listener: socket.socket, ahead: bool) -> None:
+def _address(folder: Path, program: str) -> str:
+    return str(folder / f"{program}.socket")
+
+
+def serve(program: str, listener: socket.socket, ahead: bool) -> None:
     """Fork a process for every caller until this process's own input ends."""
+    parts = LOADED[program]
     if ahead:
-        load(LOADED[0])
+        load(parts[0])
     context = multiprocessing.get_context("fork")
     upcoming: list[str] = []  # what the stages after the last one import
     while True:
@@ -108,12 +119,10 @@ def serve(listener: socket.socket, ahead: bool) -> None:
                 request = hear(connection)
                 if request is None:
                     continue
-                load(LOADED[0])
-                if request["program"] == "deepmoji":
-                    part = NEEDED.get(next(iter(request["arguments"]), ""), 0)
-                    load(LOADED[part])
-                    upcoming = [name for names in LOADED[part + 1 :] for name in names if name not in sys.modules]
-                context.Process(target=answer, args=(connection, request)).start()
+                part = NEEDED.get(next(iter(request["arguments"]), ""), 0) if len(parts) > 1 else 0
+                load([*parts[0], *parts[part]])
+                upcoming = [name for names in parts[part + 1 :] for name in names if name not in sys.modules]
+                context.Process(target=answer, args=(program, connection, request)).start()
                 for file in request["files"]:
                     os.close(file)
         elif upcoming and not ready:
@@ -146,7 +155,7 @@ def load(names: Iterable[str]) -> None:
                 torch.optim.SGD([torch.zeros(1)])  # the first optimiser imports a good second's worth of torch
 
 
-def answer(connection: socket.socket, request: Request) -> None:
+def answer(program: str, connection: socket.socket, request: Request) -> None:
     """In the forked process: be the command that the caller asked for, and tell it the exit code."""
     os.setsid()  # so that it ends with all that it started
     connection.sendall(TAKEN)
@@ -162,10 +171,10 @@ def answer(connection: socket.socket, request: Request) -> None:
     os.environ.update(request["environment"])
     random.seed()
     threading.Thread(target=_end_with_caller, args=(connection,), daemon=True).start()
-    sys.argv = [request["program"], *request["arguments"]]
+    sys.argv = [program, *request["arguments"]]
     code = 1
     try:
-        code = command(request["program"])(request["arguments"]) or 0
+        code = command(program)(request["arguments"]) or 0
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception:
@@ -198,13 +207,13 @@ def search_path(path: list[str], own: str, wanted: str) -> list[str]:
     return [*filter(None, wanted.split(os.pathsep)), *rest]
 
 
-def call(address: str, program: str, arguments: list[str]) -> int | None:
-    """Run a command at the server of that address; its exit code, or None where none answers."""
-    request = {"program": program, "arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
+def call(folder: Path, program: str, arguments: list[str]) -> int | None:
+    """Run a command at its server in that folder; its exit code, or None where none answers."""
+    request = {"arguments": arguments, "folder": str(Path.cwd()), "environment": dict(os.environ)}
     message = json.dumps(request).encode()
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            connection.connect(address)
+            connection.connect(_address(folder, program))
             socket.send_fds(connection, [len(message).to_bytes(HEADER)], [0, 1, 2])
             connection.sendall(message)
             if connection.recv(1) != TAKEN:
@@ -225,14 +234,15 @@ def _end_with_caller(connection: socket.socket) -> None:
 
 
 def main() -> None:
-    if sys.argv[1:2] == ["--serve"]:
-        serve(socket.socket(fileno=int(sys.argv[2])), "--ahead" in sys.argv)
-    address = os.environ[SOCKET]
-    program, *arguments = sys.argv[1:]
-    code = call(address, program, arguments)
+    way, *rest = sys.argv[1:]
+    if way == "--serve":
+        program, number, *options = rest
+        serve(program, socket.socket(fileno=int(number)), "--ahead" in options)
+    name, program, *arguments = rest
+    code = call(Path(name), program, arguments)
     if code is None:
-        rest = [part for part in os.environ["PATH"].split(os.pathsep) if Path(part) != Path(address).parent]
-        os.environ["PATH"] = os.pathsep.join(rest)
+        others = [place for place in os.environ["PATH"].split(os.pathsep) if place != name]
+        os.environ["PATH"] = os.pathsep.join(others)
         os.execvp(program, [program, *arguments])
     sys.exit(code)
 

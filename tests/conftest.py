@@ -84,18 +84,18 @@ def warm_address() -> Iterator[str]:
         patch.setenv("PYTHONPATH", str(ROOT / "tests" / "offline"))
         patch.setenv("DEEPMOJI_TRIED", os.devnull)
         with warm.warm():
-            address, path = os.environ.pop(warm.SOCKET), os.environ["PATH"]
+            address, path = os.environ.pop(warm.FOLDER), os.environ["PATH"]
             patch.undo()
             os.environ["PATH"] = path.partition(os.pathsep)[2]
             yield address
-            os.environ[warm.SOCKET] = address
+            os.environ[warm.FOLDER] = address
 
 
 @pytest.fixture(scope="module")
 def warm_stages(warm_address: str) -> Iterator[None]:
     """The flows of a file find that process running, so that none loads torch and MLflow for itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(warm.SOCKET, warm_address)
+        patch.setenv(warm.FOLDER, warm_address)
         yield
 
 

@@ -13,7 +13,7 @@ from deepmoji.corpus import ingest
 from deepmoji.emojis import load_labels
 from deepmoji.tokens import tokenize_corpus
 from flows.pipeline import STAGES
-from flows.warm import SOCKET
+from flows.warm import FOLDER
 from tests.conftest import ROOT, USERS_OWN
 from tests.tiny import tiny_model
 from tests.tweets import sentence
@@ -81,7 +81,7 @@ def write_model(folder: Path, seed: int) -> None:
 def surroundings(folder: Path) -> dict[str, str]:
     """This process's environment without the user's own servers, for a project at `folder` and the code under test."""
     own = (*USERS_OWN, "DEEPMOJI")
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(own) or name == SOCKET}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(own) or name == FOLDER}
     return kept | {
         "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
         "DEEPMOJI_PROJECT": str(folder),

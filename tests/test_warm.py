@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from flows.warm import SOCKET, warm
+from flows.warm import FOLDER, warm
 from tests import servers
 
 
@@ -103,18 +103,23 @@ def test_a_command_that_fails_unforeseen_leaves_its_traceback(path: str, tmp_pat
     assert "ValueError: nobody foresaw it" in done.stderr
 
 
-def test_without_its_server_the_real_command_runs(path: str, tmp_path: Path) -> None:
-    done = ask(path, "--version", folder=tmp_path, **{SOCKET: str(Path(path.split(os.pathsep)[0], "absent"))})
+def test_without_its_server_the_real_command_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
+    monkeypatch.delenv(FOLDER, raising=False)  # one of its own
+    with warm():
+        Path(os.environ[FOLDER], "deepmoji.socket").unlink()
+        done = ask(os.environ["PATH"], "--version", folder=tmp_path)
     assert done.returncode == 0 and done.stdout.startswith("deepmoji"), done.stderr
 
 
 def test_a_server_that_is_killed_leaves_no_caller_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
-    monkeypatch.delenv(SOCKET, raising=False)  # one of its own
+    monkeypatch.delenv(FOLDER, raising=False)  # one of its own
     others = psutil.Process().children()
     with warm():
         found = os.environ["PATH"]
-        (server,) = [p for p in psutil.Process().children() if "--serve" in p.cmdline() and p not in others]
+        new = [p for p in psutil.Process().children() if p not in others]
+        (server,) = [p for p in new if p.cmdline()[3:5] == ["--serve", "deepmoji"]]
         server.suspend()
         caller = subprocess.Popen([Path(found.split(os.pathsep)[0], "deepmoji"), "--version"], stdout=subprocess.PIPE)
         time.sleep(0.5)  # it has called by now, or finds nobody: both end in the real command
