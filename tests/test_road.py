@@ -113,7 +113,7 @@ def test_dvc_shows_numbers_and_plots(tiny_project: Path) -> None:
 
 @pytest.mark.usefixtures("promoted")
 def test_the_champion_answers(tiny_project: Path) -> None:
-    done = run_in(tiny_project, "deepmoji", "predict", "--format", "json", "I love mom's cooking", "")
+    done = run_warm(tiny_project, "deepmoji", "predict", "--format", "json", "I love mom's cooking", "")
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [len(answer["labels"]) for answer in answers] == [5, 5]

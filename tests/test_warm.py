@@ -94,6 +94,25 @@ def test_a_command_that_is_killed_is_no_success(path: str, tmp_path: Path) -> No
     assert b"was killed" in error
 
 
+def test_a_dvc_ends_with_its_caller_and_with_all_that_it_started(path: str, tmp_path: Path) -> None:
+    stages = {"stages": {"long": {"cmd": "echo $$ && exec sleep 300"}}}
+    (tmp_path / "dvc.yaml").write_text(json.dumps(stages))
+    environment = os.environ | {"PATH": path}
+    for command in (["git", "init", "-q"], ["dvc", "init", "-q"]):
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    quick = Path(path.split(os.pathsep)[0], "dvc")
+    with subprocess.Popen([quick, "repro"], cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True) as caller:
+        assert caller.stdout is not None
+        *lines, number = [caller.stdout.readline().strip() for _ in range(3)]
+        assert lines == ["Running stage 'long':", "> echo $$ && exec sleep 300"]
+        stage = psutil.Process(int(number))
+        dvc = stage.parent()
+        assert dvc is not None and dvc.pid != caller.pid
+        caller.kill()
+    _, alive = psutil.wait_procs([stage, dvc], timeout=20)
+    assert alive == []
+
+
 def test_a_command_that_fails_unforeseen_leaves_its_traceback(path: str, tmp_path: Path) -> None:
     (tmp_path / "deepmoji").mkdir()
     (tmp_path / "deepmoji" / "__init__.py").touch()
