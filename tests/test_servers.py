@@ -161,8 +161,8 @@ def test_a_scheduled_run_completes(up: Up) -> None:
     before = path.read_text()
     content = yaml.safe_load(before)
     content["deployments"] = [entry for entry in content["deployments"] if entry["name"] == "pipeline"]
-    soon = datetime.now(UTC) + timedelta(seconds=15)  # by when it is deployed, or else the next time
-    content["deployments"][0]["schedules"] = [{"interval": 90, "anchor_date": soon.isoformat()}]
+    soon = datetime.now(UTC) + timedelta(seconds=25)  # by when it is deployed, or else the next time
+    content["deployments"][0]["schedules"] = [{"interval": 60, "anchor_date": soon.isoformat()}]
     path.write_text(yaml.safe_dump(content))
     assert mini.run(up.root, *mini.FLOWS, "deploy").returncode == 0
     done = wait_for(lambda: up.run_in_state("pipeline", "COMPLETED", "FAILED", "CRASHED"))
