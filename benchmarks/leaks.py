@@ -48,19 +48,18 @@ def main() -> None:
         project = write_tiny_project(Path(name) / "project")
         os.environ |= {"DEEPMOJI_PROJECT": str(project), "PYTHONPATH": str(project), "PREFECT_LOGGING_LEVEL": "ERROR"}
         enter(project)
-        from prefect.server.api.server import SubprocessASGIServer
         from prefect.settings import PREFECT_API_URL, temporary_settings
 
+        from flows import temporary
         from flows.pipeline import pipeline
 
         own = psutil.Process()
         facts: list[tuple[int, int, int, int]] = []
-        server = SubprocessASGIServer()  # one for all runs, as in production
-        server.start()
+        address, end = temporary.start()  # one for all runs, as in production
         try:
             served = len(own.children(recursive=True))
             print("  run  seconds  handles  threads  children  locks")
-            with temporary_settings({PREFECT_API_URL: server.api_url}):
+            with temporary_settings({PREFECT_API_URL: address}):
                 for number in range(1, runs + 1):
                     started = time.monotonic()
                     pipeline(str(project))
@@ -69,7 +68,7 @@ def main() -> None:
                     print(f"{number:>5}{time.monotonic() - started:>9.1f}{facts[-1][0]:>9}{facts[-1][1]:>9}", end="")
                     print(f"{children:>10}{facts[-1][3]:>7}", flush=True)
         finally:
-            server.stop()
+            end()  # before its database goes
     warm, last = facts[1], facts[-1]
     leaks = [
         f"{last[i] - warm[i]} {what}" for i, what in enumerate(("handles", "threads")) if last[i] > warm[i] + SPARE

@@ -18,7 +18,6 @@ from flows.environment import enter
 from flows.warm import warm
 
 ANSWER_SECONDS = 20
-START_SECONDS = 180  # of a temporary server that has its database still to make, on a machine under load
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -49,8 +48,7 @@ def pipeline(context: click.Context, preset: str | None, data: Path | None, prom
         params = load_params(root / "params.yaml")
         if params.data == "data" and not (root / "data").exists():
             write_data(root)
-    ahead = "PREFECT_API_URL" not in os.environ  # there is time to load modules while a server of Prefect's starts
-    with asking_prefect(serve=True), warm(ahead):
+    with asking_prefect(serve=True) as starting, warm(ahead=starting):  # there is time to load modules meanwhile
         from flows.pipeline import pipeline as pipeline_flow
         from flows.summary import last_screen
 
@@ -74,8 +72,7 @@ def write_data(root: Path) -> None:
 def benchmark(root: Path) -> None:
     """Fine-tunes and baselines side by side, from the pretrained model that is there; nothing is released."""
     started = time.monotonic()
-    ahead = "PREFECT_API_URL" not in os.environ
-    with asking_prefect(serve=True), warm(ahead):
+    with asking_prefect(serve=True) as starting, warm(ahead=starting):
         from flows.pipeline import benchmark as benchmark_flow
         from flows.summary import benchmark_screen
 
@@ -211,10 +208,11 @@ def spare_traceback(record: logging.LogRecord) -> bool:
 
 
 @contextmanager
-def asking_prefect(serve: bool = False) -> Iterator[None]:
+def asking_prefect(serve: bool = False) -> Iterator[bool]:
     """Turn a Prefect server that does not answer, before or during a flow, into one ServiceError sentence.
 
     serve: start a temporary server where none is named. Flows are imported within the block, while it gets ready.
+    Yields whether one does.
     """
     with ExitStack() as stack:
         own, end = temporary.start() if serve and not os.environ.get("PREFECT_API_URL") else ("", None)
@@ -230,14 +228,15 @@ def asking_prefect(serve: bool = False) -> Iterator[None]:
             logging.getLogger(name).addFilter(spare_traceback)
         if end and PREFECT_API_URL.value():
             end()  # a profile of Prefect's names one
+            own = ""
         elif own:  # the first request waits until it is ready
-            settings = {PREFECT_API_URL: own, PREFECT_UI_URL: "", PREFECT_API_REQUEST_TIMEOUT: START_SECONDS}
+            settings = {PREFECT_API_URL: own, PREFECT_UI_URL: "", PREFECT_API_REQUEST_TIMEOUT: temporary.START_SECONDS}
             stack.enter_context(temporary_settings(settings))
         url = PREFECT_API_URL.value()
         try:
-            if url and url != own:
+            if url and not own:
                 httpx.get(f"{url.rstrip('/')}/health", timeout=ANSWER_SECONDS)
-            yield
+            yield bool(own)
         except (httpx.TransportError, httpx.HTTPStatusError, httpx.InvalidURL) as error:
             reason = " ".join(str(error).split())[:300]
             raise ServiceError(

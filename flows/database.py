@@ -9,9 +9,12 @@ import shutil
 import sqlite3
 import sys
 import tempfile
+import urllib.request
 from contextlib import closing, suppress
 from importlib.metadata import version
 from pathlib import Path
+
+from flows import temporary
 
 NAME = "prefect.db"  # Prefect's own name for it, in PREFECT_HOME
 
@@ -40,13 +43,11 @@ def keep() -> None:
     with tempfile.TemporaryDirectory() as name:
         for variable in [one for one in os.environ if one.startswith("PREFECT_")]:
             del os.environ[variable]  # somebody's server or database
-        # Before Prefect loads, which reads them once.
         os.environ |= {"PREFECT_HOME": name, "PREFECT_SERVER_ANALYTICS_ENABLED": "false"}
-        from prefect.server.api.server import SubprocessASGIServer
-
-        server = SubprocessASGIServer()
-        server.start(timeout=180)
-        server.stop()
+        address, end = temporary.start()
+        with urllib.request.urlopen(f"{address}/health", timeout=temporary.START_SECONDS):
+            pass  # it is ready, and the database with it
+        end()
         kept().parent.mkdir(parents=True, exist_ok=True)
         beside = kept().with_suffix(".tmp")
         beside.unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
+START_SECONDS = 180  # where it has its database still to make, on a machine under load
 STOP_SECONDS = 5  # what it gets to end by itself, as Prefect gives it
 # As Prefect's own temporary one: no UI, and only the services that a flow needs.
 SERVER = {"PREFECT_UI_ENABLED": "0", "PREFECT__SERVER_EPHEMERAL": "1", "PREFECT__SERVER_FINAL": "1"}

@@ -119,7 +119,7 @@ def serve(program: str, listener: socket.socket, ahead: bool) -> None:
                 request = hear(connection)
                 if request is None:
                     continue
-                part = NEEDED.get(next(iter(request["arguments"]), ""), 0) if len(parts) > 1 else 0
+                part = NEEDED.get(next(iter(request["arguments"]), ""), 0)
                 load([*parts[0], *parts[part]])
                 upcoming = [name for names in parts[part + 1 :] for name in names if name not in sys.modules]
                 context.Process(target=answer, args=(program, connection, request)).start()

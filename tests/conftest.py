@@ -78,24 +78,24 @@ def server() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def warm_address() -> Iterator[str]:
-    """Where one process of a test worker forks stages from, for all flows that its tests run."""
+def warm_folder() -> Iterator[str]:
+    """The quick commands of one test worker, for all flows that its tests run."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PYTHONPATH", str(ROOT / "tests" / "offline"))
         patch.setenv("DEEPMOJI_TRIED", os.devnull)
         with warm.warm():
-            address, path = os.environ.pop(warm.FOLDER), os.environ["PATH"]
+            folder, path = os.environ.pop(warm.FOLDER), os.environ["PATH"]
             patch.undo()
             os.environ["PATH"] = path.partition(os.pathsep)[2]
-            yield address
-            os.environ[warm.FOLDER] = address
+            yield folder
+            os.environ[warm.FOLDER] = folder
 
 
 @pytest.fixture(scope="module")
-def warm_stages(warm_address: str) -> Iterator[None]:
+def warm_stages(warm_folder: str) -> Iterator[None]:
     """The flows of a file find that process running, so that none loads torch and MLflow for itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(warm.FOLDER, warm_address)
+        patch.setenv(warm.FOLDER, warm_folder)
         yield
 
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 import yaml
 
-from tests import mini
+from tests import mini, servers
 from tests.conftest import ROOT
 
 LIMIT = 150  # seconds: a machine under load starts servers slowly
@@ -56,12 +56,6 @@ def wait_for(what: Callable[[], Any], limit: float = LIMIT) -> Any:
     return found
 
 
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
 def start(root: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*mini.FLOWS, "up", *options],
@@ -82,7 +76,7 @@ def start(root: Path, *options: str) -> subprocess.Popen[str]:
 @pytest.fixture(scope="module")
 def up(tmp_path_factory: pytest.TempPathFactory, warm_stages: None) -> Iterator[Up]:
     root = mini.write_mini_project(tmp_path_factory.mktemp("mini"))
-    process = start(root, "--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
+    process = start(root, "--prefect-port", str(servers.free_port()), "--mlflow-port", str(servers.free_port()))
     try:
         wait_for(lambda: (root / ".state" / "servers.json").is_file() or process.poll() is not None)
         assert process.poll() is None and process.stdout is not None, process.communicate()[0]
@@ -220,7 +214,7 @@ def test_a_taken_port_is_one_sentence(tmp_path: Path) -> None:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
         port = str(listener.getsockname()[1])
-        done = mini.run(tmp_path, *mini.FLOWS, "up", "--mlflow-port", port, "--prefect-port", str(free_port()))
+        done = mini.run(tmp_path, *mini.FLOWS, "up", "--mlflow-port", port, "--prefect-port", str(servers.free_port()))
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert port in done.stderr and "--mlflow-port" in done.stderr
 
@@ -256,7 +250,7 @@ def test_the_end_of_one_is_the_end_of_all(up: Up) -> None:
 def test_ctrl_c_ends_a_start_and_the_next_one_ends_what_a_kill_left(tmp_path: Path) -> None:
     for name in ("params.yaml", "dvc.yaml", "prefect.yaml"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
-    ports = ("--prefect-port", str(free_port()), "--mlflow-port", str(free_port()))
+    ports = ("--prefect-port", str(servers.free_port()), "--mlflow-port", str(servers.free_port()))
     with start(tmp_path, *ports) as killed:
         wait_for(lambda: len(psutil.Process(killed.pid).children()) == 2)
         left = psutil.Process(killed.pid).children(recursive=True)

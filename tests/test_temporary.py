@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import httpx
 import psutil
@@ -15,7 +16,7 @@ from tests import servers
 from tests.conftest import ROOT
 
 START = """
-import sys, time
+import sys
 from flows import temporary
 address, end = temporary.start()
 print(address, flush=True)
@@ -36,7 +37,7 @@ def start() -> tuple[subprocess.Popen[str], str, psutil.Process]:
 
 
 @pytest.fixture(autouse=True)
-def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: object) -> None:
+def own_home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PREFECT_HOME", str(tmp_path))
 
 
