@@ -6,11 +6,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from xdist.scheduler import LoadScopeScheduling
 
 from flows import warm
 
@@ -22,6 +25,7 @@ USERS_OWN = ("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "PREFECT_API", "PREFECT_HOME"
 # Set before any tool is imported: each of them phones home unless told not to.
 os.environ |= {
     "DO_NOT_TRACK": "1",
+    "DVC_NO_ANALYTICS": "1",  # of repositories that a test makes; this project's own says so in .dvc/config
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_NUM_THREADS": "1",  # a test worker has one core
@@ -30,6 +34,8 @@ os.environ |= {
 }
 
 
+# Files whose tests ask for `server`; the process that hands out files cannot see that.
+SERVED = {"test_road", "test_flows", "test_refresh", "test_shards_flow"}
 # The files that take longest, begun first so that no worker ends the run alone with one of them.
 LONGEST = ("test_road", "test_real_servers", "test_servers", "test_flows", "test_refresh", "test_intake")
 
@@ -39,9 +45,23 @@ def pytest_configure() -> None:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
+    """A test worker takes a file at a time, but those that ask for `server` are one worker's: each would start one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "server" if Path(file).stem in SERVED else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduler:
+    return Scheduler(config, log)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Tests on real data run wherever the data is; elsewhere they are deselected, which pytest counts and prints."""
     items.sort(key=lambda item: LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST))
+    asking = {item.path.stem for item in items if "server" in getattr(item, "fixturenames", ())}
+    assert asking <= SERVED, f"{asking - SERVED} ask for `server`"
     if REAL_DATA.is_dir():
         return
     left_out = [item for item in items if item.get_closest_marker("realdata")]
@@ -52,7 +72,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(autouse=True)
 def own_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """No test sees the user's MLflow server, Prefect profile or project."""
+    """No test sees the user's MLflow server, Prefect profile or project, nor the random numbers of the one before."""
+    import torch
+
+    torch.manual_seed(0)
     for name in list(os.environ):
         if name.startswith((*USERS_OWN, "DEEPMOJI_PROJECT")):
             monkeypatch.delenv(name)
@@ -64,7 +87,12 @@ def server() -> Iterator[None]:
     """Prefect's own test server, one for all files of a test worker: a start costs as much as the tests that use it."""
     from prefect.testing import utilities
 
+    from deepmoji import tracking
     from flows.database import place
+
+    with warnings.catch_warnings():  # MLflow warns while it is imported, which a flow does in a thread
+        warnings.simplefilter("ignore")
+        tracking.load()
 
     def make_folder() -> str:
         folder = tempfile.mkdtemp()
@@ -132,16 +160,23 @@ def network_notes(project: Path) -> Path:
     return project.with_name(f"{project.name}-network.txt")
 
 
+def commands() -> str:
+    """A PATH that begins with this environment's commands, before them the forked ones where they are asked for."""
+    quick = [os.environ[warm.FOLDER]] if warm.FOLDER in os.environ else []
+    return os.pathsep.join([*quick, str(Path(sys.executable).parent), os.environ["PATH"]])
+
+
 def run_in(
     project: Path, *command: str, timeout: float = 200, variables: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run a command inside a project as a user would, with this environment's commands on the PATH.
 
+    Where `warm_stages` is asked for, `deepmoji` and `dvc` are forked from its process, as in a flow.
     A connection off this machine fails, and is noted in `network_notes`.
     variables: of the environment, besides the tests' own.
     """
     environment = os.environ | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PATH": commands(),
         "DEEPMOJI_PROJECT": str(project),
         # The copy's own code, not the checkout's.
         "PYTHONPATH": os.pathsep.join([str(project), str(ROOT / "tests" / "offline")]),
@@ -154,12 +189,10 @@ def run_in(
     return subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
-def run_warm(project: Path, *command: str, timeout: float = 200) -> subprocess.CompletedProcess[str]:
-    """`run_in`, with stages forked as a flow forks them."""
-    with warm.warm():
-        quick = os.environ["PATH"].partition(os.pathsep)[0]
-        path = os.pathsep.join([quick, str(Path(sys.executable).parent), os.environ["PATH"]])
-        return run_in(project, *command, timeout=timeout, variables={"PATH": path})
+def deepmoji(*arguments: str | bytes, **options: Any) -> "subprocess.CompletedProcess[Any]":
+    """The command as a user types it, forked from the process of `warm_stages`, which its test has to ask for."""
+    command = [Path(os.environ[warm.FOLDER]) / "deepmoji", *arguments]
+    return subprocess.run(command, capture_output=True, timeout=120, **options)
 
 
 def write_tiny_project(folder: Path) -> Path:

@@ -14,7 +14,7 @@ from deepmoji.emojis import load_labels
 from deepmoji.tokens import tokenize_corpus
 from flows.pipeline import STAGES
 from flows.warm import FOLDER
-from tests.conftest import ROOT, USERS_OWN
+from tests.conftest import ROOT, USERS_OWN, commands
 from tests.tiny import tiny_model
 from tests.tweets import sentence
 
@@ -83,7 +83,7 @@ def surroundings(folder: Path) -> dict[str, str]:
     own = (*USERS_OWN, "DEEPMOJI")
     kept = {name: value for name, value in os.environ.items() if not name.startswith(own) or name == FOLDER}
     return kept | {
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),
+        "PATH": commands(),
         "DEEPMOJI_PROJECT": str(folder),
         "PYTHONPATH": str(ROOT),
     }

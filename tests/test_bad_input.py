@@ -24,8 +24,11 @@ from deepmoji.phases import LAYERS
 from deepmoji.predictions import Predictions, write_predictions
 from deepmoji.sample import write_sample
 from deepmoji.stages import Project, finetune_own, validate
-from tests.conftest import ROOT
+from tests import mini
+from tests.conftest import ROOT, deepmoji
 from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.usefixtures("warm_stages")
 
 
 @pytest.fixture
@@ -40,9 +43,7 @@ def project(tmp_path: Path) -> Path:
 
 def run(project: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": str(ROOT), "DEEPMOJI_PROJECT": str(project)} | more
-    return subprocess.run(
-        [sys.executable, "-m", *arguments], cwd=project, env=environment, capture_output=True, text=True, timeout=100
-    )
+    return deepmoji(*arguments, cwd=project, env=environment, text=True)
 
 
 def change(project: Path, **sections: dict[str, object]) -> None:
@@ -116,7 +117,7 @@ def test_an_unknown_set_leaves_those_written_before_whole(tmp_path: Path) -> Non
 def test_a_file_without_the_column_fails(project: Path, command: tuple[str, ...]) -> None:
     folder = tiny_model(project / "model")
     (project / "table.csv").write_text("a,b\n1,2\n")
-    done = run(project, "deepmoji.cli", *command, "--model", str(folder), "--file", "table.csv")
+    done = run(project, *command, "--model", str(folder), "--file", "table.csv")
     assert done.returncode == 1
     assert done.stdout == ""
     assert "--text-column" in done.stderr.splitlines()[-1]
@@ -162,7 +163,7 @@ def test_a_folder_that_may_not_be_written_is_one_sentence(project: Path) -> None
 
 def test_a_name_that_cannot_be_registered_is_refused_before_the_work(project: Path) -> None:
     (project / "mine.csv").write_text("text,label\na,b\n")
-    done = run(project, "deepmoji.cli", "finetune", "--data", "mine.csv", "--name", "a/../b")
+    done = run(project, "finetune", "--data", "mine.csv", "--name", "a/../b")
     assert done.returncode == 2
     assert "'deepmoji-a/../b'" in done.stderr
     assert not (project / "models").exists()
@@ -170,7 +171,7 @@ def test_a_name_that_cannot_be_registered_is_refused_before_the_work(project: Pa
 
 def test_a_file_whose_name_cannot_be_registered_may_get_another(project: Path) -> None:
     (project / "My Reviews.csv").write_text("text,label\na,b\n")
-    done = run(project, "deepmoji.cli", "finetune", "--data", "My Reviews.csv")
+    done = run(project, "finetune", "--data", "My Reviews.csv")
     assert done.returncode == 2
     assert "'deepmoji-My Reviews' is not usable" in done.stderr and "--name" in done.stderr
     assert "\n" not in done.stderr.strip()
@@ -265,7 +266,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(project: Path) -
 
 def test_mlflow_away_is_one_readable_line(project: Path) -> None:
     uri = f"http://127.0.0.1:{closed_port()}"
-    done = run(project, "deepmoji.cli", "models", "list", MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
+    done = run(project, "models", "list", MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert f"MLflow at {uri} could not list the models ([Errno 111] Connection refused)" in done.stderr
@@ -273,7 +274,7 @@ def test_mlflow_away_is_one_readable_line(project: Path) -> None:
 
 @pytest.mark.parametrize("preset", [(), ("--preset", "sample")])
 def test_a_data_folder_that_nothing_would_read_is_refused(project: Path, preset: tuple[str, ...]) -> None:
-    done = run(project, "flows", "pipeline", *preset, "--data", "elsewhere")
+    done = mini.run(project, *mini.FLOWS, "pipeline", *preset, "--data", "elsewhere")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "elsewhere" in done.stderr and "laptop" in done.stderr
     assert not (project / "data").exists()
@@ -281,7 +282,7 @@ def test_a_data_folder_that_nothing_would_read_is_refused(project: Path, preset:
 
 def test_the_sample_takes_no_place_of_own_data(project: Path) -> None:
     (project / "data.dvc").write_text("outs:\n- md5: 0123456789abcdef0123456789abcdef.dir\n  path: data\n")
-    done = run(project, "flows", "pipeline")
+    done = mini.run(project, *mini.FLOWS, "pipeline")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "dvc pull" in done.stderr
     assert not (project / "data").exists()
@@ -290,7 +291,7 @@ def test_the_sample_takes_no_place_of_own_data(project: Path) -> None:
 def test_prefect_away_is_one_readable_line(project: Path) -> None:
     (project / "data").mkdir()
     url = f"http://127.0.0.1:{closed_port()}/api"
-    done = run(project, "flows", "pipeline", PREFECT_API_URL=url)
+    done = mini.run(project, *mini.FLOWS, "pipeline", PREFECT_API_URL=url)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
     assert f"Prefect server at {url} does not answer" in done.stderr

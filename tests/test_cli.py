@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -10,13 +9,14 @@ from click.testing import CliRunner
 
 from deepmoji import cli
 from deepmoji.errors import InputError, ServiceError, UsageError
+from tests.conftest import deepmoji
 from tests.tiny import tiny_model
+
+pytestmark = pytest.mark.usefixtures("warm_stages")
 
 
 def run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "deepmoji.cli", *arguments], capture_output=True, text=True, timeout=120, cwd=cwd
-    )
+    return deepmoji(*arguments, text=True, cwd=cwd)
 
 
 def test_outside_a_project(tmp_path: Path) -> None:
@@ -61,8 +61,7 @@ def test_every_answer_says_which_model_gave_it(tmp_path: Path, command: tuple[st
 
 def predict(model: Path, arguments: tuple[bytes, ...] = (), given: bytes = b"") -> tuple[int, list[str], str]:
     """Exit code, the texts that were answered, and what the user is told."""
-    command = [sys.executable, "-m", "deepmoji.cli", "predict", "--model", str(model), "--format", "json"]
-    done = subprocess.run([*command, *arguments], input=given, capture_output=True, timeout=120)
+    done = deepmoji("predict", "--model", str(model), "--format", "json", *arguments, input=given)
     texts = [json.loads(line)["text"] for line in done.stdout.splitlines()]
     return done.returncode, texts, done.stderr.decode()
 

@@ -106,7 +106,8 @@ def test_each_phase_moves_its_layers_and_no_others(method: str, pretrained: Path
         if phase.solve:
             continue
         before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-        fit(model, prepared.examples["train"], prepared.examples["val"], [phase], batch_size=16, seed=1)
+        # Chosen on what it trains on: a phase that makes the others' loss worse would leave its layers as they were.
+        fit(model, prepared.examples["train"], prepared.examples["train"], [phase], batch_size=16, seed=1)
         expected = set(LAYERS) if phase.train == ("all",) else set(phase.train)
         assert moved(before, model.state_dict()) == expected, phase.name
 

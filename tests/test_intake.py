@@ -12,7 +12,7 @@ from deepmoji import intake, tracking
 from deepmoji.errors import UsageError
 from deepmoji.intake import place_of
 from deepmoji.stages import Project
-from tests.conftest import ROOT, run_in, run_warm, write_tiny_project
+from tests.conftest import ROOT, run_in, write_tiny_project
 
 COMMIT = ("git", "-c", "user.name=test", "-c", "user.email=test@example.org", "commit", "-qam")
 # The road's first stage as it is, and a stand-in for training: the way back does not ask what a model is.
@@ -31,7 +31,7 @@ def good(project: Path, *command: str, **variables: str) -> subprocess.Completed
 
 
 def repro(project: Path) -> None:
-    done = run_warm(project, "dvc", "repro", "-q")
+    done = run_in(project, "dvc", "repro", "-q")
     assert done.returncode == 0, (done.stdout, done.stderr)
 
 

@@ -16,7 +16,7 @@ import pytest
 import yaml
 from prefect.settings import PREFECT_API_URL
 
-from tests.conftest import TINY_GATES, network_notes, run_in, run_warm
+from tests.conftest import TINY_GATES, network_notes, run_in
 
 FLOWS = (sys.executable, "-m", "flows")
 STAGES = ("ingest", "datasets", "validate", "tokenize", "pretrain", "finetune", "benchmark")
@@ -113,7 +113,7 @@ def test_dvc_shows_numbers_and_plots(tiny_project: Path) -> None:
 
 @pytest.mark.usefixtures("promoted")
 def test_the_champion_answers(tiny_project: Path) -> None:
-    done = run_warm(tiny_project, "deepmoji", "predict", "--format", "json", "I love mom's cooking", "")
+    done = run_in(tiny_project, "deepmoji", "predict", "--format", "json", "I love mom's cooking", "")
     assert done.returncode == 0, done.stderr
     answers = [json.loads(line) for line in done.stdout.splitlines()]
     assert [len(answer["labels"]) for answer in answers] == [5, 5]
@@ -201,7 +201,7 @@ def test_the_same_bytes_come_out_again(tiny_project: Path) -> None:
     """From ingest to the pretrained model and a fine-tune, made again without the cache: the same hashes."""
     before = yaml.safe_load((tiny_project / "dvc.lock").read_text())["stages"]
     again = ("dvc", "repro", "--force", "--no-run-cache", "finetune@sample-sentiment-chain-thaw")
-    done = run_warm(tiny_project, *again)
+    done = run_in(tiny_project, *again)
     assert done.returncode == 0, done.stderr
     after = yaml.safe_load((tiny_project / "dvc.lock").read_text())["stages"]
     assert {name: stage.get("outs") for name, stage in after.items()} == {
@@ -233,7 +233,7 @@ def test_a_killed_stage_never_looks_finished_and_goes_on(tiny_project: Path) -> 
     assert len(states()) == 1
     assert not (tiny_project / "artifacts" / "pretrained").exists()
     assert "pretrain" in changed_stages(tiny_project)
-    done = run_warm(tiny_project, "dvc", "repro", "--single-item", "pretrain")
+    done = run_in(tiny_project, "dvc", "repro", "--single-item", "pretrain")
     assert done.returncode == 0, done.stderr
     assert "going on at step" in done.stdout + done.stderr
     assert (tiny_project / "artifacts" / "pretrained" / "config.json").is_file()

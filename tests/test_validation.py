@@ -19,7 +19,7 @@ from deepmoji.emojis import LabelSet
 from deepmoji.errors import InputError, ValidationFailed
 from deepmoji.sample import write_sample
 from deepmoji.tokens import tokenize_corpus
-from deepmoji.validation import validate, validate_tokens
+from deepmoji.validation import validate, validate_raw, validate_tokens
 from deepmoji.validation_rules import (
     corpus_rules,
     example_rules,
@@ -243,7 +243,7 @@ A_REJECT_BREAKS: dict[str, Row] = {
 
 
 @pytest.mark.parametrize("rule", A_REJECT_BREAKS)
-def test_one_record_of_the_rejects_breaks_a_rule(tmp_path: Path, sets: Path, rule: str) -> None:
+def test_one_record_of_the_rejects_breaks_a_rule(tmp_path: Path, rule: str) -> None:
     record = REJECT | A_REJECT_BREAKS[rule]
     reasons: dict[str, int] = {"is not JSON": 1}
     reasons[str(record["reason"])] = reasons.get(str(record["reason"]), 0) + record["rows"]
@@ -251,7 +251,7 @@ def test_one_record_of_the_rejects_breaks_a_rule(tmp_path: Path, sets: Path, rul
     corpus = put_corpus(tmp_path / "corpus", good_rows(), **funnel)
     put_rejects(corpus, REJECT, record)
     with pytest.raises(ValidationFailed, match=repr(rule)):
-        validate(corpus, sets, tmp_path / "out", **LIMITS)
+        validate_raw(corpus, tmp_path / "out")
     assert broken(tmp_path / "out") == {rule}
     found = report_of(tmp_path / "out")["raw input", rule]
     assert (found["checked"], found["failed"], [row["row"] for row in found["examples"]]) == (2, 1, [1])
@@ -285,12 +285,12 @@ RAW_BREAKS: dict[str, tuple[Row, list[Row]]] = {
 
 
 @pytest.mark.parametrize("rule", RAW_BREAKS)
-def test_raw_input_breaks_a_rule(tmp_path: Path, sets: Path, rule: str) -> None:
+def test_raw_input_breaks_a_rule(tmp_path: Path, rule: str) -> None:
     funnel, rejects = RAW_BREAKS[rule]
     corpus = put_corpus(tmp_path / "corpus", good_rows(), **funnel)
     put_rejects(corpus, *rejects)
     with pytest.raises(ValidationFailed, match=f"{rule!r}.*raw input"):
-        validate(corpus, sets, tmp_path / "out", **LIMITS)
+        validate_raw(corpus, tmp_path / "out")
     assert broken(tmp_path / "out") == {rule}
     assert "<h2>Raw input</h2>" in (tmp_path / "out" / "validation.html").read_text()
     if rule == "source is readable":
@@ -397,7 +397,7 @@ def without(split: str) -> Callable[[list[Row]], None]:
 def test_one_change_breaks_a_rule_of_a_set(
     tmp_path: Path, sets: Path, rules: set[str], change: Callable[[list[Row]], None]
 ) -> None:
-    corpus = put_corpus(tmp_path / "corpus", good_rows())
+    corpus = put_corpus(tmp_path / "corpus", good_rows(), shards=1)
     folder = change_set(sets, tmp_path / "sets", change)
     with pytest.raises(ValidationFailed, match="set mine"):
         validate(corpus, folder, tmp_path / "out", **LIMITS)
@@ -405,7 +405,7 @@ def test_one_change_breaks_a_rule_of_a_set(
 
 
 def test_few_leaks_are_reported_and_pass(tmp_path: Path, sets: Path) -> None:
-    corpus = put_corpus(tmp_path / "corpus", good_rows())
+    corpus = put_corpus(tmp_path / "corpus", good_rows(), shards=1)
     folder = change_set(sets, tmp_path / "sets", copy_text(20, "test"))
     summary = validate(corpus, folder, tmp_path / "out", **LIMITS)
     assert summary["datasets"]["mine"]["leaked_share"] == 20 / 900
@@ -413,7 +413,7 @@ def test_few_leaks_are_reported_and_pass(tmp_path: Path, sets: Path) -> None:
 
 
 def test_a_multilabel_set_may_have_no_label(tmp_path: Path, sets: Path) -> None:
-    corpus = put_corpus(tmp_path / "corpus", good_rows())
+    corpus = put_corpus(tmp_path / "corpus", good_rows(), shards=1)
     folder = change_set(sets, tmp_path / "sets", put(3, labels=[]), task="multilabel")
     assert validate(corpus, folder, tmp_path / "out", **LIMITS)["passed"]
 
@@ -432,7 +432,7 @@ def test_the_page_shows_the_rows_and_escapes_them(tmp_path: Path, sets: Path) ->
 
 @pytest.mark.parametrize("missing", ["funnel.json", "rejects.jsonl", "labels.json", "part-*.parquet", "sets"])
 def test_nothing_to_check_is_one_sentence(tmp_path: Path, sets: Path, missing: str) -> None:
-    corpus = put_corpus(tmp_path / "corpus", good_rows())
+    corpus = put_corpus(tmp_path / "corpus", good_rows(), shards=1)
     for path in corpus.glob(missing):
         path.unlink()
     (tmp_path / "empty").mkdir()

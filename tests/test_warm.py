@@ -16,7 +16,7 @@ from tests import servers
 
 
 @pytest.fixture(scope="module")
-def path() -> Iterator[str]:
+def path(warm_stages: None) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
         with warm():
