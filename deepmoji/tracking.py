@@ -136,6 +136,16 @@ def quiet_mlflow() -> None:
     # urllib3 warns of each try of its own; what came of them is in the sentence of `asking`.
     for name in ("mlflow", "alembic", "urllib3"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for handler in logging.getLogger("mlflow").handlers:
+        handler.addFilter(_hide_in)
+
+
+def _hide_in(record: logging.LogRecord) -> bool:
+    """A filter of logs that lets all pass, without secrets: MLflow logs the address of a server that is away."""
+    record.msg, record.args = hide_secrets(record.getMessage()), ()
+    if record.exc_info:
+        record.exc_text = hide_secrets(logging.Formatter().formatException(record.exc_info))
+    return True
 
 
 def load() -> None:

@@ -247,6 +247,19 @@ def test_secrets_never_reach_mlflow(root: Path) -> None:
     assert b"hunter2" not in (root / ".state" / "mlflow" / "mlflow.db").read_bytes()
 
 
+def test_what_mlflow_logs_itself_has_no_secrets(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracking.client(tracking.prepare(root))
+    log = logging.getLogger("mlflow.system_metrics")
+    log.error("%s is away", "http://user:hunter2@host/api")
+    try:
+        raise OSError("http://user:hunter2@host/other is away")
+    except OSError:
+        log.exception("so it ends")
+    shown = capsys.readouterr().err
+    assert "host/api is away" in shown and "host/other is away" in shown and "so it ends" in shown
+    assert "hunter2" not in shown
+
+
 def test_settings_of_the_user_win(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "99")
     tracking.quiet_mlflow()
