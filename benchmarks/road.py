@@ -44,10 +44,10 @@ def copy_project(folder: Path) -> None:
 def run(folder: Path, *command: str) -> tuple[float, float]:
     """Seconds and peak MiB (resident memory of the process and all below it, every 0.2 s)."""
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    environment = os.environ | {"PYTHONPATH": str(folder), "PATH": path}
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)  # as `make run` does
     started = time.monotonic()
-    process = subprocess.Popen(
-        command, cwd=folder, env=os.environ | {"PYTHONPATH": str(folder), "PATH": path}, stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command, cwd=folder, env=environment, stdout=subprocess.DEVNULL)
     peak = 0.0
 
     def watch() -> None:

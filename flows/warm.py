@@ -71,7 +71,7 @@ def warm(ahead: bool = False) -> Iterator[None]:
             yield
         finally:
             os.environ["PATH"] = before
-            del os.environ[FOLDER]
+            os.environ.pop(FOLDER, None)
     # Popen closed the servers' input, which is how they learn that the flow is over.
 
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from flows import warm
 ROOT = Path(__file__).resolve().parents[1]
 REAL_DATA = Path(os.environ.get("DEEPMOJI_DATA", ROOT.parent / "shared" / "data"))
 
+WARM = "DEEPMOJI_TESTS_WARM"  # in the environment: the folder of the commands that are forked
 USERS_OWN = ("MLFLOW_TRACKING", "MLFLOW_REGISTRY", "PREFECT_API", "PREFECT_HOME", "PREFECT_PROFILE")
 
 # Set before any tool is imported: each of them phones home unless told not to.
@@ -40,9 +42,22 @@ SERVED = {"test_road", "test_flows", "test_refresh", "test_shards_flow"}
 LONGEST = ("test_road", "test_real_servers", "test_servers", "test_flows", "test_refresh", "test_intake")
 
 
-def pytest_configure() -> None:
-    """Ctrl-C reaches what the tests start, also where they run in a shell's background, which ignores it."""
+def pytest_configure(config: pytest.Config) -> None:
+    """One pair of warm processes for all test workers, which load nothing before the first command."""
+    # Ctrl-C reaches what the tests start, also where they run in a shell's background, which ignores it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if WARM in os.environ:  # a worker's, from the process that started it
+        return
+    started = ExitStack()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "offline"))
+        patch.setenv("DEEPMOJI_TRIED", os.devnull)
+        patch.setenv("PATH", os.environ["PATH"])
+        patch.delenv(warm.FOLDER, raising=False)
+        started.enter_context(warm.warm())
+        folder = os.environ.pop(warm.FOLDER, "")  # for the files that ask for `warm_stages`
+    os.environ[WARM] = folder
+    config.add_cleanup(started.close)
 
 
 class Scheduler(LoadScopeScheduling):  # type: ignore[misc]  # pytest-xdist has no types
@@ -105,25 +120,12 @@ def server() -> Iterator[None]:
             yield
 
 
-@pytest.fixture(scope="session")
-def warm_folder() -> Iterator[str]:
-    """The quick commands of one test worker, for all flows that its tests run."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", str(ROOT / "tests" / "offline"))
-        patch.setenv("DEEPMOJI_TRIED", os.devnull)
-        with warm.warm():
-            folder, path = os.environ.pop(warm.FOLDER), os.environ["PATH"]
-            patch.undo()
-            os.environ["PATH"] = path.partition(os.pathsep)[2]
-            yield folder
-            os.environ[warm.FOLDER] = folder
-
-
 @pytest.fixture(scope="module")
-def warm_stages(warm_folder: str) -> Iterator[None]:
-    """The flows of a file find that process running, so that none loads torch and MLflow for itself."""
+def warm_stages() -> Iterator[None]:
+    """The flows and commands of a file find those processes running, so that none loads torch and MLflow for itself."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(warm.FOLDER, warm_folder)
+        if os.environ[WARM]:
+            patch.setenv(warm.FOLDER, os.environ[WARM])
         yield
 
 
@@ -190,9 +192,10 @@ def run_in(
 
 
 def deepmoji(*arguments: str | bytes, **options: Any) -> "subprocess.CompletedProcess[Any]":
-    """The command as a user types it, forked from the process of `warm_stages`, which its test has to ask for."""
-    command = [Path(os.environ[warm.FOLDER]) / "deepmoji", *arguments]
-    return subprocess.run(command, capture_output=True, timeout=120, **options)
+    """The command as a user types it, forked where `warm_stages` is asked for."""
+    command = shutil.which("deepmoji", path=commands())
+    assert command is not None
+    return subprocess.run([command, *arguments], capture_output=True, timeout=120, **options)
 
 
 def write_tiny_project(folder: Path) -> Path:
