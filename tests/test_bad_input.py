@@ -5,7 +5,6 @@ import json
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -24,7 +23,7 @@ from deepmoji.phases import LAYERS
 from deepmoji.predictions import Predictions, write_predictions
 from deepmoji.sample import write_sample
 from deepmoji.stages import Project, finetune_own, validate
-from tests import mini
+from tests import mini, servers
 from tests.conftest import ROOT, deepmoji
 from tests.tiny import tiny_model
 
@@ -52,12 +51,6 @@ def change(project: Path, **sections: dict[str, object]) -> None:
     for section, values in sections.items():
         content[section] |= values
     path.write_text(yaml.safe_dump(content, sort_keys=False))
-
-
-def closed_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
 
 
 def test_names_in_params_are_checked_before_the_first_stage(project: Path) -> None:
@@ -265,7 +258,7 @@ def test_what_cannot_work_is_refused_before_anything_is_written(project: Path) -
 
 
 def test_mlflow_away_is_one_readable_line(project: Path) -> None:
-    uri = f"http://127.0.0.1:{closed_port()}"
+    uri = f"http://127.0.0.1:{servers.free_port()}"
     done = run(project, "models", "list", MLFLOW_TRACKING_URI=uri, MLFLOW_HTTP_REQUEST_MAX_RETRIES="1")
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
@@ -290,7 +283,7 @@ def test_the_sample_takes_no_place_of_own_data(project: Path) -> None:
 
 def test_prefect_away_is_one_readable_line(project: Path) -> None:
     (project / "data").mkdir()
-    url = f"http://127.0.0.1:{closed_port()}/api"
+    url = f"http://127.0.0.1:{servers.free_port()}/api"
     done = mini.run(project, *mini.FLOWS, "pipeline", PREFECT_API_URL=url)
     assert done.returncode == 1
     assert done.stderr.count("\n") == 1
