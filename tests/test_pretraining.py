@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from deepmoji.pretraining import evaluate, label_mixes, pretrain
 from deepmoji.tokens import write_store
 from deepmoji.vocabulary import SPECIALS, Vocabulary
 from tests.conftest import ROOT, run_in
+from tests.servers import free_port
 from tests.synthetic import WORDS, examples
 
 LABELS = ["😂", "😒", "😍", "💔"]
@@ -277,11 +277,8 @@ except DeepMojiError as error:
 
 def two_processes(tokens: Path, out: Path, dies_at: int = 0) -> list[tuple[int, str]]:
     """Exit code and stderr of both ranks."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     command = [sys.executable, "-c", RANK, str(tokens), str(out), json.dumps(OPTIONS), str(dies_at)]
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "PYTHONPATH": str(ROOT)}
+    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "PYTHONPATH": str(ROOT)}
     ranks = [
         subprocess.Popen(
             command,
